@@ -1,0 +1,2 @@
+//! The document: what this node should look like. (under construction)
+pub mod store;
