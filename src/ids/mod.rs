@@ -17,7 +17,7 @@ mod wgkey;
 
 pub use cidr::Cidr;
 pub use endpoint::{Endpoint, Host};
-pub use ifname::IfName;
+pub use ifname::{IFNAME_MAX, IfName};
 pub use names::{DnsName, Label, ServiceName, Zone};
 pub use wgkey::WgPublicKey;
 

@@ -1,0 +1,351 @@
+//! One thread through which every edit goes: considered, kept, published, in that order.
+//!
+//! Owns the document that edits are checked against, and the order of generations. Concurrent edits share one flush.
+//! Leaves bytes to the [`Store`] and reactions to the listener.
+//!
+//! Upholds I-01 (a reply leaves only after the group it belongs to is durable), I-12, I-15 (the queue and a group are bounded).
+//!
+//! Readers never see an edit that is not durable yet: they read the *published* document, the edits are checked against the *staged* one.
+
+use std::{
+    sync::{
+        Arc, RwLock,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use futures::channel::oneshot;
+
+use super::{
+    Document, Edit, Grant, Refusal, Touched,
+    edit::{Change, consider},
+    record::Mutation,
+    store::{Entry, Store, StoreError, Write},
+};
+use crate::clock::Clock;
+
+/// Edits that share one flush at most: bounds the work between two replies.
+const GROUP_MAX: usize = 256;
+/// Edits that may wait for the thread; a sender beyond that waits itself.
+const QUEUE_MAX: usize = 1024;
+/// Quiet time after which the store may tidy up without a client waiting behind it.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// What became of an accepted edit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// Generation of the document that holds the edit.
+    pub generation: u64,
+    /// False when the document already said so.
+    pub changed: bool,
+    pub touched: Touched,
+    pub grant: Grant,
+}
+
+/// Why an edit was not accepted.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EditError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The document is as before; the caller may try again.
+    #[error("the edit could not be kept and was not made: {0}")]
+    NotKept(String),
+    #[error("overlayd is stopping")]
+    Stopping,
+}
+
+/// Told of every group after it is durable and published, before its replies leave; and how long the flush took.
+pub type Listener = Box<dyn Fn(&[Committed], Duration) + Send>;
+
+enum Order {
+    Edit {
+        edit: Edit,
+        origin: String,
+        reply: oneshot::Sender<Result<Committed, EditError>>,
+    },
+    Settle(u64),
+    Stop,
+}
+
+/// The thread. Dropping it without [`Committer::stop`] leaves the thread to end with its last [`Editor`].
+pub struct Committer {
+    orders: SyncSender<Order>,
+    thread: JoinHandle<()>,
+    published: Arc<RwLock<Document>>,
+}
+
+/// Submits edits; cheap to clone.
+#[derive(Clone)]
+pub struct Editor {
+    orders: SyncSender<Order>,
+}
+
+impl Committer {
+    /// Starts the thread with the document that was loaded from `store`.
+    pub fn start(
+        document: Document,
+        store: Box<dyn Store>,
+        clock: impl Clock,
+        listener: Listener,
+    ) -> std::io::Result<Self> {
+        let (orders, inbox) = sync_channel(QUEUE_MAX);
+        let published = Arc::new(RwLock::new(document.clone()));
+        let desk = Desk {
+            staged: document,
+            published: published.clone(),
+            store,
+            clock: Box::new(clock),
+            listener,
+        };
+        let thread = std::thread::Builder::new()
+            .name("committer".into())
+            .spawn(move || desk.run(&inbox))?;
+        Ok(Self {
+            orders,
+            thread,
+            published,
+        })
+    }
+
+    pub fn editor(&self) -> Editor {
+        Editor {
+            orders: self.orders.clone(),
+        }
+    }
+
+    /// The document as far as it is durable.
+    pub fn document(&self) -> Arc<RwLock<Document>> {
+        self.published.clone()
+    }
+
+    /// Ends the thread after the edits that are already queued; the store is tidied and closed.
+    pub fn stop(self) {
+        // A send error means that the thread has already ended.
+        let _ = self.orders.send(Order::Stop);
+        if self.thread.join().is_err() {
+            tracing::error!("the committer thread panicked; every acknowledged edit is durable");
+        }
+    }
+}
+
+impl Editor {
+    /// Submits an edit and waits until it is durable.
+    ///
+    /// *Guarantees*: `Ok` is returned only for an edit that survives a power cut (I-01).
+    ///
+    /// # Errors
+    /// See [`EditError`]; the document is unchanged.
+    pub async fn submit(&self, edit: Edit, origin: String) -> Result<Committed, EditError> {
+        let (reply, answer) = oneshot::channel();
+        let orders = self.orders.clone();
+        let mut order = Order::Edit { edit, origin, reply };
+        // The queue is full only under a flood; giving way here slows the flood and nobody else.
+        loop {
+            match orders.try_send(order) {
+                Ok(()) => break,
+                Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return Err(EditError::Stopping),
+                Err(std::sync::mpsc::TrySendError::Full(back)) => order = back,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        answer.await.unwrap_or(Err(EditError::Stopping))
+    }
+
+    /// Notes that the loop has applied everything up to `generation`. Never waits; may be lost.
+    pub fn settle(&self, generation: u64) {
+        let _ = self.orders.try_send(Order::Settle(generation));
+    }
+}
+
+/// What the thread works on.
+struct Desk {
+    staged: Document,
+    published: Arc<RwLock<Document>>,
+    store: Box<dyn Store>,
+    clock: Box<dyn Clock>,
+    listener: Listener,
+}
+
+/// An edit that passed its checks, waiting for the flush of its group.
+struct Accepted {
+    committed: Committed,
+    reply: oneshot::Sender<Result<Committed, EditError>>,
+}
+
+impl Desk {
+    fn run(mut self, inbox: &Receiver<Order>) {
+        let mut untidy = false;
+        loop {
+            let first = match inbox.recv_timeout(IDLE) {
+                Ok(order) => order,
+                Err(RecvTimeoutError::Timeout) => {
+                    if std::mem::take(&mut untidy) {
+                        self.tidy();
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut orders = vec![first];
+            while orders.len() < GROUP_MAX {
+                match inbox.try_recv() {
+                    Ok(order) => orders.push(order),
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+            }
+            untidy = true;
+            if self.group(orders) {
+                break;
+            }
+        }
+        self.tidy();
+    }
+
+    fn tidy(&mut self) {
+        if let Err(error) = self.store.tidy() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the journal could not be folded; it is kept and tried again"
+            );
+        }
+    }
+
+    /// Handles one group of orders; true when the thread is to end.
+    fn group(&mut self, orders: Vec<Order>) -> bool {
+        let mut stop = false;
+        let mut entries = Vec::new();
+        let mut undo = Vec::new();
+        let mut mutations = Vec::new();
+        let mut accepted = Vec::new();
+        let mut settled = None;
+        let before = self.staged.generation();
+        for order in orders {
+            match order {
+                Order::Stop => stop = true,
+                Order::Settle(generation) => settled = settled.max(Some(generation)),
+                Order::Edit { edit, origin, reply } => {
+                    match consider(&self.staged, &edit, self.staged.generation() + 1) {
+                        Err(refusal) => drop(reply.send(Err(refusal.into()))),
+                        Ok(change) => {
+                            let committed = self.stage(change, origin, &mut entries, &mut undo, &mut mutations);
+                            accepted.push(Accepted { committed, reply });
+                        }
+                    }
+                }
+            }
+        }
+        self.keep(before, &entries, undo, &mutations, accepted);
+        if let Some(generation) = settled
+            && let Err(error) = self.store.settle(generation)
+        {
+            tracing::debug!(
+                error = &error as &dyn std::error::Error,
+                "the watermark could not be kept"
+            );
+        }
+        stop
+    }
+
+    fn stage(
+        &mut self,
+        change: Change,
+        origin: String,
+        entries: &mut Vec<Entry>,
+        undo: &mut Vec<Vec<Mutation>>,
+        mutations: &mut Vec<(u64, Vec<Mutation>)>,
+    ) -> Committed {
+        let changed = !change.mutations.is_empty();
+        if changed {
+            let generation = self.staged.generation() + 1;
+            for note in &change.notes {
+                tracing::info!(generation, %origin, "{note}");
+            }
+            tracing::info!(generation, %origin, edit = %change.summary, "edit");
+            undo.push(self.staged.inverse(&change.mutations));
+            self.staged.absorb(generation, &change.mutations);
+            entries.push(Entry {
+                generation,
+                at: self.clock.now().unix,
+                origin,
+                summary: change.summary,
+                writes: change.mutations.iter().map(write).collect(),
+            });
+            mutations.push((generation, change.mutations));
+        } else {
+            tracing::debug!(%origin, edit = %change.summary, "edit changes nothing");
+        }
+        Committed {
+            generation: self.staged.generation(),
+            changed,
+            touched: change.touched,
+            grant: change.grant,
+        }
+    }
+
+    fn keep(
+        &mut self,
+        before: u64,
+        entries: &[Entry],
+        undo: Vec<Vec<Mutation>>,
+        mutations: &[(u64, Vec<Mutation>)],
+        accepted: Vec<Accepted>,
+    ) {
+        let started = self.clock.now().instant;
+        if !entries.is_empty()
+            && let Err(error) = self.store.commit(entries)
+        {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                edits = entries.len(),
+                "edits could not be kept"
+            );
+            for inverse in undo.into_iter().rev() {
+                self.staged.absorb(before, &inverse);
+            }
+            let why = describe(&error);
+            for Accepted { reply, .. } in accepted {
+                let _ = reply.send(Err(EditError::NotKept(why.clone())));
+            }
+            return;
+        }
+        let flush = self.clock.now().instant.duration_since(started);
+        if !mutations.is_empty() {
+            let mut published = match self.published.write() {
+                Ok(guard) => guard,
+                Err(poisoned) => poisoned.into_inner(),
+            };
+            for (generation, group) in mutations {
+                published.absorb(*generation, group);
+            }
+        }
+        let committed: Vec<Committed> = accepted.iter().map(|edit| edit.committed.clone()).collect();
+        if !committed.is_empty() {
+            (self.listener)(&committed, flush);
+        }
+        for Accepted { committed, reply } in accepted {
+            // The client may have gone away; its edit stands.
+            let _ = reply.send(Ok(committed));
+        }
+    }
+}
+
+fn write(mutation: &Mutation) -> Write {
+    Write {
+        key: mutation.key.to_string(),
+        value: mutation.record.as_ref().map(super::record::Record::encode),
+    }
+}
+
+/// An error and its causes on one line.
+fn describe(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,68 @@
+//! Runs a plan.
+//!
+//! Owns which steps are handed over together and which are skipped because what they stand on failed. Leaves retrying to the engine.
+//!
+//! Upholds I-10 and I-15 (a message carries a bounded number of peers).
+//!
+//! Only neighbours in the plan travel together, so that handing over several steps never changes their order.
+
+use super::{order, plan::Step};
+use crate::{
+    action::Action,
+    object::{Key, Subsystem},
+    platform::{ActionError, Kernel},
+};
+
+/// Peers handed to the platform in one call; it may still need several messages for them.
+const TOGETHER_MAX: usize = 512;
+
+/// What became of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// Not tried: the object named here failed before.
+    Skipped(Key),
+    Failed(ActionError),
+}
+
+/// Runs the steps in order and says what became of each, in the same order.
+pub async fn apply<K: Kernel>(kernel: &mut K, steps: &[Step]) -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> = Vec::with_capacity(steps.len());
+    let mut failed: Vec<&Action> = Vec::new();
+    while outcomes.len() < steps.len() {
+        let rest = &steps[outcomes.len()..];
+        let first = &rest[0].action;
+        if let Some(cause) = failed.iter().find(|cause| order::depends_on(first, cause)) {
+            outcomes.push(Outcome::Skipped(cause.key().clone()));
+            failed.push(first);
+            continue;
+        }
+        let together = rest
+            .iter()
+            .take(TOGETHER_MAX)
+            .take_while(|step| travels_with(first, &step.action))
+            .count()
+            .max(1);
+        let actions: Vec<Action> = rest[..together].iter().map(|step| step.action.clone()).collect();
+        let mut results = kernel.execute(&actions).await.into_iter();
+        for step in &rest[..together] {
+            match results.next() {
+                Some(Ok(())) => outcomes.push(Outcome::Done),
+                Some(Err(error)) => {
+                    failed.push(&step.action);
+                    outcomes.push(Outcome::Failed(error));
+                }
+                None => outcomes.push(Outcome::Failed(ActionError::Failed(
+                    "the platform gave no outcome".into(),
+                ))),
+            }
+        }
+    }
+    outcomes
+}
+
+fn travels_with(first: &Action, other: &Action) -> bool {
+    first.key().subsystem() == Subsystem::Peer
+        && other.key().subsystem() == Subsystem::Peer
+        && first.key().link() == other.key().link()
+}

@@ -1,0 +1,481 @@
+//! One round: observe, lower, plan, apply, verify, record.
+//!
+//! Owns the cached snapshot and the ledger, shared for reading with whoever shows them. Leaves *when* to run a round to
+//! [`runtime`](super::runtime).
+//!
+//! Upholds I-05, I-08, I-09, I-13, I-15 (a round has a bounded number of passes).
+//!
+//! A round about a few peers looks at nothing: it plans against the last dump plus the effects of acknowledged actions. That is what makes
+//! the ten-thousandth peer as cheap as the first; what the cache got wrong is found by the next full round.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
+};
+
+use super::{
+    apply::{Outcome, apply},
+    explain::Diff,
+    ledger::{Condition, Ledger},
+    plan::{Plan, Reason, Step, Withheld, plan},
+    target::{Facts, Scope, Target, lower, places},
+};
+use crate::{
+    clock::{Clock, Now},
+    desired::Document,
+    object::{Key, Spec, Subsystem},
+    observed::{Coverage, Snapshot},
+    platform::{ActionError, Interest, Kernel},
+};
+
+/// Looks that one full round takes at most: one to see, one to verify, one more where the first pass uncovered something.
+const PASSES_MAX: usize = 3;
+
+/// What is known about the node, for readers outside the loop. They never wait for a round.
+#[derive(Debug, Default)]
+pub struct View {
+    pub snapshot: Snapshot,
+    pub ledger: Ledger,
+    pub progress: Progress,
+}
+
+/// How far the loop has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Rounds finished.
+    pub rounds: u64,
+    /// Every edit up to this generation was part of a finished round.
+    pub covered: u64,
+    /// The last generation at which the node was as the document said.
+    pub converged: u64,
+    pub in_sync: bool,
+    /// True once one full round has seen the whole node.
+    pub ready: bool,
+}
+
+/// The one place in which the loop's view is locked; a reader that panicked does not take the loop with it.
+#[derive(Debug, Clone, Default)]
+pub struct SharedView(Arc<RwLock<View>>);
+
+impl SharedView {
+    pub fn read(&self) -> RwLockReadGuard<'_, View> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, View> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one round did, for the log and the metrics.
+#[derive(Debug, Clone, Default)]
+pub struct Round {
+    pub full: bool,
+    pub generation: u64,
+    pub observe: Duration,
+    pub plan: Duration,
+    pub apply: Duration,
+    pub verify: Duration,
+    pub actions: Vec<ActionRecord>,
+    /// Objects of ours that had changed though the document had not: what they are and how they differed.
+    pub drift: Vec<(Key, &'static str)>,
+    /// Differences that are left, by subsystem and verb.
+    pub left: BTreeMap<(Subsystem, &'static str), usize>,
+    pub in_sync: bool,
+    /// The node could not be looked at; nothing was planned.
+    pub blind: Option<String>,
+    /// Wants another full round at this moment: something backs off, or the cache proved wrong.
+    pub again_at: Option<Instant>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ActionRecord {
+    pub key: Key,
+    pub verb: &'static str,
+    /// `ok`, `failed` or `skipped`.
+    pub result: &'static str,
+    pub error: Option<String>,
+}
+
+/// Runs rounds against one kernel.
+pub struct Engine<K, C> {
+    kernel: K,
+    clock: C,
+    document: Arc<RwLock<Document>>,
+    facts: Facts,
+    /// Generation up to which an earlier process is known to have told the kernel everything.
+    settled: u64,
+    view: SharedView,
+    /// False before the first look and after anything that makes the cache doubtful.
+    trusted: bool,
+}
+
+impl<K: Kernel, C: Clock> Engine<K, C> {
+    pub fn new(kernel: K, clock: C, document: Arc<RwLock<Document>>, facts: Facts) -> Self {
+        let settled = document.read().unwrap_or_else(PoisonError::into_inner).settled();
+        Self {
+            kernel,
+            clock,
+            document,
+            facts,
+            settled,
+            view: SharedView::default(),
+            trusted: false,
+        }
+    }
+
+    pub fn view(&self) -> SharedView {
+        self.view.clone()
+    }
+
+    pub fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    pub fn facts(&mut self) -> &mut Facts {
+        &mut self.facts
+    }
+
+    /// The node may have changed without us: the next round looks at all of it.
+    pub fn distrust(&mut self) {
+        self.trusted = false;
+    }
+
+    /// Runs one round. A scope of some keys becomes a full round when the cache cannot be trusted or more than peers are concerned.
+    pub async fn round(&mut self, scope: Scope) -> Round {
+        let mut round = match scope {
+            Scope::Keys(keys) if self.trusted && keys.iter().all(|key| key.subsystem() == Subsystem::Peer) => {
+                self.scoped_round(keys).await
+            }
+            Scope::Keys(_) | Scope::Everything => self.full_round().await,
+        };
+        let mut view = self.view.write();
+        view.progress.rounds += 1;
+        view.progress.in_sync = round.in_sync;
+        if round.in_sync {
+            view.progress.converged = view.progress.converged.max(round.generation);
+        }
+        view.progress.ready |= round.full && round.blind.is_none();
+        round.again_at = round.again_at.into_iter().chain(view.ledger.next_due()).min();
+        round
+    }
+
+    /// Every edit up to `generation` was part of a round that has finished.
+    pub fn cover(&mut self, generation: u64) {
+        let mut view = self.view.write();
+        view.progress.covered = view.progress.covered.max(generation);
+    }
+
+    /// What a full round would do now. Changes nothing, not even the cache.
+    pub async fn inspect(&mut self) -> Result<Diff, String> {
+        let interest = self.interest();
+        let observation = self
+            .kernel
+            .observe(&interest)
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut snapshot = Snapshot::default();
+        snapshot.absorb(observation);
+        let now = self.clock.now();
+        let (target, _) = self.lower(&Scope::Everything);
+        let plan = plan(&target, &snapshot, &Scope::Everything, now.unix);
+        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(Diff::new(&document, &target, &plan))
+    }
+
+    async fn full_round(&mut self) -> Round {
+        let mut round = Round {
+            full: true,
+            ..Round::default()
+        };
+        for pass in 0..PASSES_MAX {
+            let looked_at = self.clock.now();
+            let seen = self.look().await;
+            let elapsed = self.clock.now().instant.duration_since(looked_at.instant);
+            if pass == 0 {
+                round.observe += elapsed
+            } else {
+                round.verify += elapsed
+            }
+            if let Err(error) = seen {
+                round.blind = Some(error);
+                round.again_at = Some(self.clock.now().instant + crate::clock::BACKOFF_FIRST * 10);
+                self.trusted = false;
+                return round;
+            }
+            let (target, plan) = self.make_plan(&Scope::Everything, &mut round);
+            let due = self.due(&target, &plan);
+            let last = pass + 1 == PASSES_MAX;
+            if due.is_empty() || last {
+                self.conclude(&target, &plan, &mut round);
+                if last && !due.is_empty() {
+                    // Somebody undoes our work as fast as we do it: give way for a moment.
+                    round.again_at = Some(self.clock.now().instant + crate::clock::BACKOFF_FIRST);
+                }
+                break;
+            }
+            self.carry_out(&target, &due, &mut round).await;
+        }
+        self.trusted = true;
+        round
+    }
+
+    async fn scoped_round(&mut self, mut keys: BTreeSet<Key>) -> Round {
+        let mut round = Round::default();
+        self.widen(&mut keys);
+        let scope = Scope::Keys(keys);
+        let (target, plan) = self.make_plan(&scope, &mut round);
+        let due = self.due(&target, &plan);
+        let failed = self.carry_out(&target, &due, &mut round).await;
+        if failed {
+            self.trusted = false;
+            round.again_at = Some(self.clock.now().instant);
+        }
+        let Scope::Keys(keys) = scope else {
+            unreachable!("the scope was built from keys")
+        };
+        let done: BTreeSet<&Key> = round
+            .actions
+            .iter()
+            .filter(|record| record.result == "ok")
+            .map(|record| &record.key)
+            .collect();
+        let stuck: BTreeSet<&Key> = plan
+            .steps
+            .iter()
+            .map(|step| step.action.key())
+            .filter(|key| !done.contains(key))
+            .collect();
+        let now = self.clock.now();
+        let mut view = self.view.write();
+        for key in &keys {
+            match target.objects.get(key) {
+                None => view.ledger.forget(key),
+                Some(wanted) => {
+                    let withheld = plan.withheld.get(key);
+                    settle_key(&mut view.ledger, key, wanted.since, withheld, stuck.contains(key), now);
+                }
+            }
+        }
+        note_incomplete(&mut view.ledger, &target);
+        round.in_sync = view.ledger.is_in_sync() && !failed;
+        round
+    }
+
+    /// Adds the peers from which an allowed IP of `keys` moves away, so that one plan sees both sides.
+    fn widen(&self, keys: &mut BTreeSet<Key>) {
+        let view = self.view.read();
+        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
+        let mut others = BTreeSet::new();
+        for key in keys.iter() {
+            let Key::Peer { device, public_key } = key else {
+                continue;
+            };
+            let wanted = document.peers().get(public_key).map(|peer| &peer.allowed_ips);
+            let seen = view.snapshot.find(key).and_then(|seen| match &seen.spec {
+                Spec::Peer(peer) => Some(&peer.allowed_ips),
+                _ => None,
+            });
+            let holders = wanted
+                .into_iter()
+                .flatten()
+                .filter_map(|ip| view.snapshot.holder(device, ip));
+            let takers = seen.into_iter().flatten().filter_map(|ip| document.holder(ip));
+            others.extend(holders.chain(takers).map(|peer| Key::Peer {
+                device: device.clone(),
+                public_key: *peer,
+            }));
+        }
+        keys.extend(others);
+    }
+
+    async fn look(&mut self) -> Result<(), String> {
+        let interest = self.interest();
+        let observation = self
+            .kernel
+            .observe(&interest)
+            .await
+            .map_err(|error| error.to_string())?;
+        let mut view = self.view.write();
+        view.snapshot.distrust();
+        view.snapshot.absorb(observation);
+        Ok(())
+    }
+
+    fn interest(&self) -> Interest {
+        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
+        let (links, keys) = places(&document, &self.facts);
+        Interest {
+            subsystems: Subsystem::ALL.into_iter().collect(),
+            links,
+            keys,
+        }
+    }
+
+    fn lower(&self, scope: &Scope) -> (Target, u64) {
+        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
+        let view = self.view.read();
+        let told = |key: &Key| view.ledger.realized_at(key).unwrap_or(0).max(self.settled);
+        (lower(&document, &self.facts, &told, scope), document.generation())
+    }
+
+    fn make_plan(&self, scope: &Scope, round: &mut Round) -> (Target, Plan) {
+        let now = self.clock.now();
+        let (target, generation) = self.lower(scope);
+        let plan = plan(&target, &self.view.read().snapshot, scope, now.unix);
+        round.generation = generation;
+        round.plan += self.clock.now().instant.duration_since(now.instant);
+        (target, plan)
+    }
+
+    /// The steps whose objects do not back off.
+    fn due(&self, target: &Target, plan: &Plan) -> Vec<Step> {
+        let now = self.clock.now();
+        let view = self.view.read();
+        let is_due = |step: &&Step| {
+            let key = step.action.key();
+            view.ledger
+                .is_due(key, target.objects.get(key).map(|wanted| wanted.since), now)
+        };
+        plan.steps.iter().filter(is_due).cloned().collect()
+    }
+
+    /// Applies steps and writes their outcomes down; true when one failed.
+    async fn carry_out(&mut self, target: &Target, steps: &[Step], round: &mut Round) -> bool {
+        if steps.is_empty() {
+            return false;
+        }
+        let before = self.clock.now();
+        let outcomes = apply(&mut self.kernel, steps).await;
+        let now = self.clock.now();
+        round.apply += now.instant.duration_since(before.instant);
+        let mut failed = false;
+        let mut view = self.view.write();
+        for (step, outcome) in steps.iter().zip(outcomes) {
+            let key = step.action.key();
+            let since = target.objects.get(key).map_or(0, |wanted| wanted.since);
+            let (result, error) = match outcome {
+                Outcome::Done => {
+                    if is_drift(&view, step, since) {
+                        round.drift.push((key.clone(), step.reason.word()));
+                        view.ledger.repaired(key, now);
+                    }
+                    view.snapshot.acknowledge(&step.action);
+                    ("ok", None)
+                }
+                Outcome::Skipped(cause) => {
+                    failed = true;
+                    view.ledger.set(
+                        key,
+                        Condition::Pending {
+                            why: format!("waits for {cause}"),
+                        },
+                    );
+                    ("skipped", Some(format!("waits for {cause}")))
+                }
+                Outcome::Failed(error) => {
+                    failed = true;
+                    fail(&mut view.ledger, key, since, &error, now);
+                    ("failed", Some(error.to_string()))
+                }
+            };
+            round.actions.push(ActionRecord {
+                key: key.clone(),
+                verb: step.action.verb(),
+                result,
+                error,
+            });
+        }
+        failed
+    }
+
+    /// Writes down the condition of every object after a full look.
+    fn conclude(&self, target: &Target, plan: &Plan, round: &mut Round) {
+        let mut view = self.view.write();
+        for step in &plan.steps {
+            *round
+                .left
+                .entry((step.action.key().subsystem(), step.action.verb()))
+                .or_default() += 1;
+        }
+        let now = self.clock.now();
+        let stuck: BTreeSet<&Key> = plan.steps.iter().map(|step| step.action.key()).collect();
+        let known = |key: &&Key| !target.objects.contains_key(key) && !stuck.contains(*key);
+        let stale: Vec<Key> = view.ledger.keys().filter(known).cloned().collect();
+        for key in stale {
+            view.ledger.forget(&key);
+        }
+        for (key, wanted) in &target.objects {
+            settle_key(
+                &mut view.ledger,
+                key,
+                wanted.since,
+                plan.withheld.get(key),
+                stuck.contains(key),
+                now,
+            );
+        }
+        note_incomplete(&mut view.ledger, target);
+        let whole = Subsystem::ALL
+            .into_iter()
+            .all(|part| *view.snapshot.coverage(part) == Coverage::Whole);
+        round.in_sync = plan.steps.is_empty() && plan.withheld.is_empty() && whole && view.ledger.is_in_sync();
+    }
+}
+
+/// An object of ours that changed though the document did not. Before its first realization in this process nothing is drift.
+fn is_drift(view: &View, step: &Step, since: u64) -> bool {
+    let key = step.action.key();
+    let only_endpoint = matches!(&step.reason, Reason::Changed(fields) if fields.iter().all(|f| f.field == "endpoint"));
+    match &step.reason {
+        Reason::Extra => view.progress.ready && view.ledger.realized_at(key).is_none(),
+        Reason::Missing | Reason::Changed(_) | Reason::Replaced => {
+            !only_endpoint && view.ledger.realized_at(key) == Some(since)
+        }
+    }
+}
+
+fn fail(ledger: &mut Ledger, key: &Key, since: u64, error: &ActionError, now: Now) {
+    let blocked = matches!(error, ActionError::Stranger(_));
+    ledger.fail(key, since, blocked, error.to_string(), now);
+}
+
+fn note_incomplete(ledger: &mut Ledger, target: &Target) {
+    for (key, why) in &target.incomplete {
+        if ledger.condition(key) == Some(&Condition::Realized) {
+            ledger.set(key, Condition::Pending { why: why.clone() });
+        }
+    }
+}
+
+/// Decides the condition of one wanted object from what a round knows about it. `stuck`: a difference of it is left.
+fn settle_key(ledger: &mut Ledger, key: &Key, since: u64, withheld: Option<&Withheld>, stuck: bool, now: Now) {
+    match withheld {
+        Some(Withheld::Blocked(why)) => ledger.set(key, Condition::Blocked { why: why.clone() }),
+        Some(Withheld::WaitsFor(other)) => ledger.set(
+            key,
+            Condition::Blocked {
+                why: format!("waits for {other}"),
+            },
+        ),
+        Some(Withheld::Unseen(why)) => {
+            let error = format!("not seen whole: {why}");
+            ledger.set(
+                key,
+                Condition::Failing {
+                    attempts: 0,
+                    since: now.unix,
+                    error,
+                },
+            );
+        }
+        None if stuck && ledger.is_contended(key) => {
+            let why = "contended: another program keeps undoing it".into();
+            ledger.set(key, Condition::Blocked { why });
+        }
+        // What failed said so itself; what was skipped waits for it.
+        None if stuck => {}
+        None => ledger.realize(key, since),
+    }
+}

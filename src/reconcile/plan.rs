@@ -1,0 +1,365 @@
+//! Compares a target with a snapshot and says what to do about each difference.
+//!
+//! Owns the decision *whether* an object is created, changed, deleted or left alone. Leaves *when* to the engine, *how* to the platform, and
+//! *in what order* to [`order`](super::order).
+//!
+//! Upholds I-03 (strangers are left alone), I-05, I-06, I-08, I-11.
+//!
+//! A missing object is not always work: if its part was not dumped whole, creating it could reset a healthy WireGuard peer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    order,
+    target::{Scope, Target},
+};
+use crate::{
+    action::Action,
+    clock::UnixTime,
+    ids::IfName,
+    object::{Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem},
+    observed::{Coverage, Observed, Owner, Snapshot},
+};
+
+/// Age of a handshake after which a WireGuard session no longer carries data (`REJECT_AFTER_TIME`, WireGuard white paper section 6.1).
+pub const SESSION_LIFETIME: Duration = Duration::from_secs(180);
+
+/// What has to happen on the node, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// Differences that are not acted upon, and why.
+    pub withheld: BTreeMap<Key, Withheld>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub action: Action,
+    pub reason: Reason,
+}
+
+/// Why a step is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "cause", content = "fields", rename_all = "snake_case")]
+pub enum Reason {
+    /// Wanted, and not there.
+    Missing,
+    /// There, but different.
+    Changed(Vec<FieldChange>),
+    /// There, ours, and not wanted.
+    Extra,
+    /// There, ours, and of a kind that cannot be changed into the wanted one.
+    Replaced,
+}
+
+impl Reason {
+    /// The word used in metric labels.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Reason::Missing => "missing",
+            Reason::Changed(_) => "changed",
+            Reason::Extra => "extra",
+            Reason::Replaced => "replaced",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldChange {
+    pub field: &'static str,
+    /// As seen.
+    pub from: String,
+    /// As wanted.
+    pub to: String,
+}
+
+/// Why a difference is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", content = "why", rename_all = "snake_case")]
+pub enum Withheld {
+    /// Something that is not ours has the place.
+    Blocked(String),
+    /// It needs an object that is itself blocked.
+    WaitsFor(Key),
+    /// The part of the node that it lives in could not be seen whole.
+    Unseen(String),
+}
+
+/// The plan that turns `snapshot` into `target` within `scope`.
+///
+/// *Guarantees*: pure, total and deterministic (I-06). With `snapshot` equal to `target` the plan is empty (I-09).
+pub fn plan(target: &Target, snapshot: &Snapshot, scope: &Scope, now: UnixTime) -> Plan {
+    let mut planner = Planner {
+        target,
+        snapshot,
+        now,
+        plan: Plan::default(),
+        leaving: BTreeSet::new(),
+    };
+    match scope {
+        Scope::Everything => {
+            planner.mark_leaving_links();
+            for key in target.objects.keys() {
+                planner.wanted(key);
+            }
+            for (key, seen) in snapshot.iter() {
+                planner.unwanted(key, seen);
+            }
+        }
+        Scope::Keys(keys) => {
+            for key in keys {
+                planner.wanted(key);
+                if let Some(seen) = snapshot.find(key) {
+                    planner.unwanted(key, seen);
+                }
+            }
+        }
+    }
+    let mut plan = planner.plan;
+    order::sort(&mut plan.steps);
+    plan
+}
+
+struct Planner<'a> {
+    target: &'a Target,
+    snapshot: &'a Snapshot,
+    now: UnixTime,
+    plan: Plan,
+    /// Links of ours that are removed, so that what is on them goes with them.
+    leaving: BTreeSet<IfName>,
+}
+
+impl Planner<'_> {
+    fn mark_leaving_links(&mut self) {
+        for (key, seen) in self.snapshot.iter() {
+            let Key::Link(name) = key else { continue };
+            let replaced =
+                matches!((self.target.wants(key), &seen.spec), (Some(wanted), is) if must_replace(wanted, is));
+            if seen.is_ours() && (self.target.wants(key).is_none() || replaced) {
+                self.leaving.insert(name.clone());
+            }
+        }
+    }
+
+    fn step(&mut self, action: Action, reason: Reason) {
+        self.plan.steps.push(Step { action, reason });
+    }
+
+    fn wanted(&mut self, key: &Key) {
+        let Some(spec) = self.target.wants(key) else { return };
+        if let Some(withheld) = self.obstacle(key, spec) {
+            self.plan.withheld.insert(key.clone(), withheld);
+            return;
+        }
+        match self.snapshot.find(key).filter(|_| !self.goes_with_its_link(key, spec)) {
+            None => self.missing(key, spec),
+            Some(seen) => self.present(key, spec, seen),
+        }
+    }
+
+    fn missing(&mut self, key: &Key, spec: &Spec) {
+        let part = key.subsystem();
+        match self.snapshot.coverage(part) {
+            Coverage::Whole => {
+                self.step(
+                    Action::Create {
+                        key: key.clone(),
+                        spec: spec.clone(),
+                    },
+                    Reason::Missing,
+                );
+            }
+            Coverage::Partial(why) => {
+                self.plan.withheld.insert(key.clone(), Withheld::Unseen(why.clone()));
+            }
+            Coverage::Unknown => {
+                self.plan
+                    .withheld
+                    .insert(key.clone(), Withheld::Unseen(format!("no {part} was looked at")));
+            }
+        }
+    }
+
+    fn present(&mut self, key: &Key, spec: &Spec, seen: &Observed) {
+        if let Owner::Stranger(what) = &seen.owner {
+            // The address we want, on a link of ours, does its work whoever put it there.
+            if !matches!(key, Key::Address { .. }) {
+                self.plan.withheld.insert(key.clone(), Withheld::Blocked(what.clone()));
+            }
+            return;
+        }
+        if must_replace(spec, &seen.spec) {
+            self.step(
+                Action::Delete {
+                    key: key.clone(),
+                    was: seen.spec.clone(),
+                },
+                Reason::Replaced,
+            );
+            self.step(
+                Action::Create {
+                    key: key.clone(),
+                    spec: spec.clone(),
+                },
+                Reason::Replaced,
+            );
+            return;
+        }
+        let (from, to) = match (spec, &seen.spec) {
+            (Spec::Peer(wanted), Spec::Peer(is)) => {
+                let (from, to) = self.peer_sides(key, wanted, is, seen);
+                (Spec::Peer(from), Spec::Peer(to))
+            }
+            (wanted, is) => (is.clone(), wanted.clone()),
+        };
+        let fields = differences(&from, &to);
+        if !fields.is_empty() {
+            self.step(
+                Action::Update {
+                    key: key.clone(),
+                    from,
+                    to,
+                },
+                Reason::Changed(fields),
+            );
+        }
+    }
+
+    fn unwanted(&mut self, key: &Key, seen: &Observed) {
+        if self.target.wants(key).is_some() || !seen.is_ours() {
+            return;
+        }
+        // A setting has no mark and is never restored; a device is removed by removing its link.
+        if matches!(key.subsystem(), Subsystem::Sysctl | Subsystem::Device) || self.goes_with_its_link(key, &seen.spec)
+        {
+            return;
+        }
+        self.step(
+            Action::Delete {
+                key: key.clone(),
+                was: seen.spec.clone(),
+            },
+            Reason::Extra,
+        );
+    }
+
+    /// What stands in the way of `key` besides the object itself: a link that is not ours.
+    fn obstacle(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
+        let link = Key::Link(link_of(key, spec)?.clone());
+        match self.snapshot.find(&link).map(|seen| &seen.owner) {
+            Some(Owner::Stranger(_)) => Some(Withheld::WaitsFor(link)),
+            Some(Owner::Ours) | None => None,
+        }
+    }
+
+    fn goes_with_its_link(&self, key: &Key, spec: &Spec) -> bool {
+        link_of(key, spec).is_some_and(|link| self.leaving.contains(link))
+    }
+
+    /// Both sides of a peer's comparison, with equal values where WireGuard knows better than the document.
+    fn peer_sides(&self, key: &Key, wanted: &PeerSpec, is: &PeerSpec, seen: &Observed) -> (PeerSpec, PeerSpec) {
+        let mut from = is.clone();
+        let mut to = wanted.clone();
+        to.endpoint = match (wanted.endpoint, is.endpoint) {
+            (Some(document), Some(kernel)) if document.address != kernel.address => {
+                let handshake = seen.stats.and_then(|stats| stats.last_handshake);
+                let silent = handshake.is_none_or(|at| self.now.since(at) > SESSION_LIFETIME);
+                if document.pinned || (document.resolved && silent) {
+                    wanted.endpoint
+                } else {
+                    is.endpoint
+                }
+            }
+            (Some(_), None) => wanted.endpoint,
+            // Equal, or an endpoint that the kernel learned and the document does not know.
+            (Some(_) | None, _) => is.endpoint,
+        };
+        // An allowed IP that another peer of the target takes is moved by that peer's own change.
+        if let Key::Peer { device, .. } = key {
+            from.allowed_ips
+                .retain(|ip| wanted.allowed_ips.contains(ip) || self.target.holder(device, ip).is_none());
+        }
+        (from, to)
+    }
+}
+
+/// The link that an object cannot exist without.
+pub(super) fn link_of<'a>(key: &'a Key, spec: &'a Spec) -> Option<&'a IfName> {
+    match spec {
+        Spec::Route(RouteSpec::Through(link)) => Some(link),
+        Spec::Route(RouteSpec::Unreachable | RouteSpec::Other(_))
+        | Spec::Link(_)
+        | Spec::Address
+        | Spec::Sysctl(_)
+        | Spec::Device(_)
+        | Spec::Peer(_) => key.link(),
+    }
+}
+
+/// True when the kernel has no way to change one into the other.
+fn must_replace(wanted: &Spec, is: &Spec) -> bool {
+    match (wanted, is) {
+        (Spec::Link(wanted), Spec::Link(is)) => wanted.kind != is.kind,
+        (Spec::Route(wanted), Spec::Route(is)) => wanted != is,
+        _ => false,
+    }
+}
+
+/// The fields in which two specs of one object differ, in words without secrets.
+pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
+    let mut fields = Vec::new();
+    let mut field = |field: &'static str, from: String, to: String| {
+        if from != to {
+            fields.push(FieldChange { field, from, to });
+        }
+    };
+    match (from, to) {
+        (Spec::Link(from), Spec::Link(to)) => {
+            field("kind", link_kind(&from.kind), link_kind(&to.kind));
+            field("mtu", from.mtu.to_string(), to.mtu.to_string());
+            field("up", from.up.to_string(), to.up.to_string());
+        }
+        (Spec::Sysctl(from), Spec::Sysctl(to)) => field("value", from.to_string(), to.to_string()),
+        (Spec::Device(from), Spec::Device(to)) => {
+            field("public_key", format!("{:?}", from.key), format!("{:?}", to.key));
+            field("listen_port", from.listen_port.to_string(), to.listen_port.to_string());
+            field("fwmark", from.fwmark.to_string(), to.fwmark.to_string());
+        }
+        (Spec::Peer(from), Spec::Peer(to)) => {
+            let endpoint = |peer: &PeerSpec| peer.endpoint.map_or("none".into(), |e| e.address.to_string());
+            field("endpoint", endpoint(from), endpoint(to));
+            field("keepalive", from.keepalive.to_string(), to.keepalive.to_string());
+            let text = |ips: &BTreeSet<crate::ids::Cidr>| match ips.len() {
+                0 => "none".into(),
+                _ => ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            };
+            field("allowed_ips", text(&from.allowed_ips), text(&to.allowed_ips));
+            field("preshared_key", presence(from.preshared), presence(to.preshared));
+        }
+        (from, to) if from != to => field("spec", format!("{from:?}"), format!("{to:?}")),
+        _ => {}
+    }
+    fields
+}
+
+fn link_kind(kind: &LinkKind) -> String {
+    match kind {
+        LinkKind::WireGuard => "wireguard".into(),
+        LinkKind::Other(name) => name.clone(),
+    }
+}
+
+fn presence(set: bool) -> String {
+    if set { "set".into() } else { "none".into() }
+}

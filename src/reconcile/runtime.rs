@@ -1,0 +1,361 @@
+//! When to run a round: triggers become scopes, one at a time.
+//!
+//! Owns the scheduler, a stream in the manner of kube-runtime's: triggers are merged (dedupe), hints wait for their burst to end (debounce),
+//! objects that failed come back when their backoff is over. Leaves what a round does to [`engine`](super::engine).
+//!
+//! Upholds I-13 (a hint only marks and wakes), I-15 (merging bounds the queue by the number of objects), I-16 (timers live here and nowhere below).
+//!
+//! There is one runner. A round about one peer is short because its scope is small, not because it runs beside another round.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures::{
+    channel::{mpsc, oneshot},
+    future::FutureExt,
+    stream::{BoxStream, Stream, StreamExt},
+    task::AtomicWaker,
+};
+
+use super::{
+    engine::{Engine, Round},
+    explain::Diff,
+    target::Scope,
+};
+use crate::{
+    clock::Clock,
+    desired::Touched,
+    ids::DnsName,
+    object::Key,
+    platform::{Hint, Kernel},
+};
+
+/// How long the loop waits after a hint for the rest of its burst.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Acknowledged edits whose way to the kernel is timed; beyond it the oldest are not measured (I-15).
+const TIMED_EDITS_MAX: usize = 4096;
+/// Commands that may wait for the runner.
+const COMMANDS_MAX: usize = 64;
+
+/// What the daemon may ask of the runner besides rounds.
+pub enum Command {
+    /// Say what a round would do; do nothing.
+    Inspect(oneshot::Sender<Result<Diff, String>>),
+    /// Look at everything now, and answer when that round has ended.
+    Resync(oneshot::Sender<()>),
+    /// The addresses of endpoint host names have changed.
+    Resolved(BTreeMap<DnsName, IpAddr>),
+    /// Take the device down; the answer comes after the round that did it.
+    Suspend(oneshot::Sender<()>),
+}
+
+/// Where edits are announced; shared between the committer and the scheduler.
+#[derive(Default)]
+pub struct Inbox {
+    pending: Mutex<Pending>,
+    waker: AtomicWaker,
+}
+
+#[derive(Default)]
+struct Pending {
+    keys: BTreeSet<Key>,
+    everything: bool,
+    /// Highest generation announced.
+    generation: u64,
+    /// Announced and not yet handed to a round.
+    fresh: bool,
+    timed: VecDeque<Instant>,
+}
+
+impl Inbox {
+    /// Announces a durable edit. Never waits.
+    pub fn announce(&self, touched: &Touched, generation: u64, at: Instant) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        match touched {
+            Touched::Nothing => {}
+            Touched::Keys(keys) => pending.keys.extend(keys.iter().cloned()),
+            Touched::Everything => pending.everything = true,
+        }
+        pending.generation = pending.generation.max(generation);
+        pending.fresh = true;
+        if pending.timed.len() < TIMED_EDITS_MAX {
+            pending.timed.push_back(at);
+        }
+        drop(pending);
+        self.waker.wake();
+    }
+
+    fn take(&self) -> Option<Pending> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if !pending.fresh {
+            return None;
+        }
+        let generation = pending.generation;
+        Some(std::mem::replace(
+            &mut *pending,
+            Pending {
+                generation,
+                ..Pending::default()
+            },
+        ))
+    }
+}
+
+/// The runner's next piece of work.
+enum Work {
+    Round {
+        scope: Scope,
+        /// Every edit up to this generation is covered once the round has ended.
+        covers: u64,
+        edits: VecDeque<Instant>,
+        woken_at: Instant,
+        cause: &'static str,
+    },
+    Command(Command),
+}
+
+/// Turns triggers into work. Polled by the runner only, so at most one round is under way.
+struct Scheduler {
+    inbox: Arc<Inbox>,
+    hints: BoxStream<'static, Hint>,
+    commands: mpsc::Receiver<Command>,
+    resync_every: Duration,
+    jitter: u64,
+    /// When the next full round is due, what for, and when it was first asked for.
+    due: Due,
+    overruns: Arc<dyn Fn() + Send + Sync>,
+    timer: Pin<Box<tokio::time::Sleep>>,
+}
+
+#[derive(Clone, Copy)]
+struct Due {
+    at: Instant,
+    cause: &'static str,
+    woken_at: Instant,
+}
+
+impl Scheduler {
+    /// Asks for a full round no later than `at`.
+    fn require(&mut self, at: Instant, cause: &'static str) {
+        if at < self.due.at {
+            self.due = Due {
+                at,
+                cause,
+                woken_at: Instant::now(),
+            };
+        }
+    }
+
+    /// After a full round: the next is the periodic one, somewhat earlier or later so that a fleet does not look at once.
+    fn rewind(&mut self) {
+        // xorshift64 (Marsaglia 2003): any spread will do.
+        self.jitter ^= self.jitter << 13;
+        self.jitter ^= self.jitter >> 7;
+        self.jitter ^= self.jitter << 17;
+        let tenth = self.resync_every / 10;
+        let spread = tenth.mul_f64((self.jitter % 2001) as f64 / 1000.0);
+        let at = Instant::now() + self.resync_every - tenth + spread;
+        self.due = Due {
+            at,
+            cause: "resync",
+            woken_at: at,
+        };
+    }
+
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Option<Work>> {
+        self.inbox.waker.register(cx.waker());
+        while let Poll::Ready(Some(hint)) = self.hints.poll_next_unpin(cx) {
+            let cause = match hint {
+                Hint::Changed(_) => "hint",
+                Hint::Overrun => {
+                    (self.overruns)();
+                    "overrun"
+                }
+            };
+            self.require(Instant::now() + DEBOUNCE, cause);
+        }
+        match self.commands.poll_next_unpin(cx) {
+            Poll::Ready(Some(command)) => return Poll::Ready(Some(Work::Command(command))),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        if let Some(pending) = self.inbox.take() {
+            let scope = if pending.everything {
+                Scope::Everything
+            } else {
+                Scope::Keys(pending.keys)
+            };
+            return Poll::Ready(Some(Work::Round {
+                scope,
+                covers: pending.generation,
+                edits: pending.timed,
+                woken_at: Instant::now(),
+                cause: "edit",
+            }));
+        }
+        loop {
+            if self.due.at <= Instant::now() {
+                let due = self.due;
+                let covers = 0;
+                return Poll::Ready(Some(Work::Round {
+                    scope: Scope::Everything,
+                    covers,
+                    edits: VecDeque::new(),
+                    woken_at: due.woken_at,
+                    cause: due.cause,
+                }));
+            }
+            self.timer.as_mut().reset(self.due.at.into());
+            if self.timer.poll_unpin(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl Stream for Scheduler {
+    type Item = Work;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Work>> {
+        self.poll_work(cx)
+    }
+}
+
+/// What the runner tells after every round.
+pub struct Finished<'a> {
+    pub round: &'a Round,
+    pub cause: &'static str,
+    /// How long the edits that this round covered had waited since their acknowledgement.
+    pub lags: Vec<Duration>,
+    /// From the first sign of trouble to the end of the round.
+    pub since_woken: Duration,
+}
+
+/// Settings of the runner.
+pub struct RuntimeOptions {
+    /// Time between two full looks at the node when nothing happens.
+    pub resync_every: Duration,
+    /// Seed of the spread of `resync_every`; not zero.
+    pub jitter_seed: u64,
+}
+
+/// A handle to the runner's command queue.
+pub type Commands = mpsc::Sender<Command>;
+
+/// The command queue: one end for the daemon, one for [`run`].
+pub fn commands() -> (Commands, mpsc::Receiver<Command>) {
+    mpsc::channel(COMMANDS_MAX)
+}
+
+/// Runs rounds until the last [`Commands`] handle is dropped. The first is a full one.
+pub async fn run<K: Kernel, C: Clock>(
+    mut engine: Engine<K, C>,
+    inbox: Arc<Inbox>,
+    commands: mpsc::Receiver<Command>,
+    options: RuntimeOptions,
+    overruns: Arc<dyn Fn() + Send + Sync>,
+    mut finished: impl FnMut(Finished<'_>),
+) {
+    let now = Instant::now();
+    let mut scheduler = Scheduler {
+        inbox,
+        hints: engine.kernel().hints().fuse().boxed(),
+        commands,
+        resync_every: options.resync_every,
+        jitter: options.jitter_seed.max(1),
+        due: Due {
+            at: now,
+            cause: "start",
+            woken_at: now,
+        },
+        overruns,
+        timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+    };
+    while let Some(work) = scheduler.next().await {
+        match work {
+            Work::Round {
+                scope,
+                covers,
+                edits,
+                woken_at,
+                cause,
+            } => {
+                if scope == Scope::Everything {
+                    scheduler.rewind();
+                }
+                if matches!(cause, "hint" | "overrun") {
+                    engine.distrust();
+                }
+                let round = engine.round(scope).await;
+                engine.cover(covers);
+                conclude(&mut scheduler, &round);
+                let lags = edits
+                    .into_iter()
+                    .filter(|_| round.in_sync)
+                    .map(|at| at.elapsed())
+                    .collect();
+                finished(Finished {
+                    round: &round,
+                    cause,
+                    lags,
+                    since_woken: woken_at.elapsed(),
+                });
+            }
+            Work::Command(command) => obey(&mut engine, &mut scheduler, command, &mut finished).await,
+        }
+    }
+}
+
+fn conclude(scheduler: &mut Scheduler, round: &Round) {
+    if round.full {
+        scheduler.rewind();
+    }
+    if let Some(at) = round.again_at {
+        scheduler.require(at, "retry");
+    }
+    if !round.full && !round.drift.is_empty() {
+        // Who changed one thing may have changed others that give no sign (peers do not).
+        scheduler.require(Instant::now(), "drift");
+    }
+}
+
+async fn obey<K: Kernel, C: Clock>(
+    engine: &mut Engine<K, C>,
+    scheduler: &mut Scheduler,
+    command: Command,
+    finished: &mut impl FnMut(Finished<'_>),
+) {
+    let started = Instant::now();
+    let (cause, reply) = match command {
+        Command::Inspect(reply) => {
+            // Nobody waits any more when sending fails.
+            let _ = reply.send(engine.inspect().await);
+            return;
+        }
+        Command::Resolved(resolved) => {
+            engine.facts().resolved = resolved;
+            ("resolved", None)
+        }
+        Command::Resync(reply) => ("asked", Some(reply)),
+        Command::Suspend(reply) => {
+            engine.facts().suspended = true;
+            ("shutdown", Some(reply))
+        }
+    };
+    let round = engine.round(Scope::Everything).await;
+    conclude(scheduler, &round);
+    finished(Finished {
+        round: &round,
+        cause,
+        lags: Vec::new(),
+        since_woken: started.elapsed(),
+    });
+    if let Some(reply) = reply {
+        let _ = reply.send(());
+    }
+}
