@@ -16,6 +16,7 @@ pub mod desired;
 pub mod observed;
 pub mod wire;
 // F3
+pub mod dns;
 pub mod platform;
 // F4 (its pure half is F3)
 pub mod reconcile;

@@ -5,11 +5,13 @@
 //!
 //! Upholds I-14.
 //!
-//! `PrivateKey` has no serde of its own on purpose: a struct that holds one cannot be serialised by accident.
+//! [`PrivateKey`] has no serde on purpose: a struct that holds one cannot be serialised by accident. [`SecretText`] has, because the
+//! contract sends such values.
 
 use std::fmt;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::ids::{BadId, WgPublicKey};
@@ -59,23 +61,38 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// A text that is a secret: the credential of a TURN server, say.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]
+/// A credential in text form. Unlike [`PrivateKey`] it is serialised, because the contract and the store spell it in clear; only `Debug`
+/// hides it, and it has no `Display`. Wiped when dropped.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(transparent)]
 pub struct SecretText(String);
 
 impl SecretText {
-    pub fn new(text: String) -> Self {
-        Self(text)
-    }
-
-    /// The text itself, for the store and for the one protocol that needs it.
+    /// The text itself: the one door out, easy to search for.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// True when nothing was given: an empty credential is the contract's default.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for SecretText {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
     }
 }
 
 impl fmt::Debug for SecretText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretText(redacted)")
+        f.write_str(if self.0.is_empty() { "(empty)" } else { "(redacted)" })
     }
 }

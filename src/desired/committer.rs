@@ -10,7 +10,7 @@
 use std::{
     sync::{
         Arc, RwLock,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
     thread::JoinHandle,
     time::Duration,
@@ -30,6 +30,8 @@ use crate::clock::Clock;
 const GROUP_MAX: usize = 256;
 /// Edits that may wait for the thread; a sender beyond that waits itself.
 const QUEUE_MAX: usize = 1024;
+/// Pause of a sender that found the queue full.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
 /// Quiet time after which the store may tidy up without a client waiting behind it.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -131,31 +133,50 @@ impl Committer {
 }
 
 impl Editor {
-    /// Submits an edit and waits until it is durable.
+    /// Puts an edit in the queue. Edits queued one after the other are considered in that order.
     ///
-    /// *Guarantees*: `Ok` is returned only for an edit that survives a power cut (I-01).
+    /// # Errors
+    /// Only [`EditError::Stopping`]; every other answer comes from the [`Submission`].
+    pub async fn enqueue(&self, edit: Edit, origin: String) -> Result<Submission, EditError> {
+        let (reply, answer) = oneshot::channel();
+        let mut order = Order::Edit { edit, origin, reply };
+        // The queue is full only under a flood; giving way here slows the flood and nobody else.
+        loop {
+            match self.orders.try_send(order) {
+                Ok(()) => return Ok(Submission(answer)),
+                Err(TrySendError::Disconnected(_)) => return Err(EditError::Stopping),
+                Err(TrySendError::Full(back)) => order = back,
+            }
+            tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+        }
+    }
+
+    /// Submits an edit and waits until it is durable.
     ///
     /// # Errors
     /// See [`EditError`]; the document is unchanged.
     pub async fn submit(&self, edit: Edit, origin: String) -> Result<Committed, EditError> {
-        let (reply, answer) = oneshot::channel();
-        let orders = self.orders.clone();
-        let mut order = Order::Edit { edit, origin, reply };
-        // The queue is full only under a flood; giving way here slows the flood and nobody else.
-        loop {
-            match orders.try_send(order) {
-                Ok(()) => break,
-                Err(std::sync::mpsc::TrySendError::Disconnected(_)) => return Err(EditError::Stopping),
-                Err(std::sync::mpsc::TrySendError::Full(back)) => order = back,
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        answer.await.unwrap_or(Err(EditError::Stopping))
+        self.enqueue(edit, origin).await?.kept().await
     }
 
     /// Notes that the loop has applied everything up to `generation`. Never waits; may be lost.
     pub fn settle(&self, generation: u64) {
         let _ = self.orders.try_send(Order::Settle(generation));
+    }
+}
+
+/// An edit in the queue.
+pub struct Submission(oneshot::Receiver<Result<Committed, EditError>>);
+
+impl Submission {
+    /// Waits until the edit is durable.
+    ///
+    /// *Guarantees*: `Ok` is returned only for an edit that survives a power cut (I-01).
+    ///
+    /// # Errors
+    /// See [`EditError`]; the document is unchanged.
+    pub async fn kept(self) -> Result<Committed, EditError> {
+        self.0.await.unwrap_or(Err(EditError::Stopping))
     }
 }
 

@@ -19,7 +19,7 @@ mod redact;
 pub mod store;
 
 pub use addressing::{DEFAULT_SERVICE_PREFIX_V4, DEFAULT_SERVICE_PREFIX_V6, NodeAddress, node_address, service_subnet};
-pub use committer::{Committed, Committer, EditError, Editor};
+pub use committer::{Committed, Committer, EditError, Editor, Listener, Submission};
 pub use document::Document;
 pub use edit::{Change, Edit, Grant, OverlayRequest, PeerRequest, Refusal, Touched, consider};
 pub use naming::{Role, interface_name};

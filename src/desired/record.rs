@@ -97,7 +97,6 @@ pub struct NatSettings {
 pub struct TurnServer {
     pub addr: String,
     pub username: String,
-    #[serde(with = "secret_text")]
     pub credential: SecretText,
 }
 
@@ -106,7 +105,7 @@ pub struct RelayServer {
     pub listen_port: u16,
     pub external_addr: String,
     pub max_sessions: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "secret_text_option")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_credential: Option<SecretText>,
 }
 
@@ -249,36 +248,5 @@ impl Record {
             RecordKey::Dns(_) => serde_json::from_slice(bytes).map(Record::Dns).map_err(bad),
             RecordKey::Resolver(_) => serde_json::from_slice(bytes).map(Record::Resolver).map_err(bad),
         }
-    }
-}
-
-mod secret_text {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use crate::secret::SecretText;
-
-    pub fn serialize<S: Serializer>(text: &SecretText, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(text.reveal())
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SecretText, D::Error> {
-        String::deserialize(deserializer).map(SecretText::new)
-    }
-}
-
-mod secret_text_option {
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use crate::secret::SecretText;
-
-    pub fn serialize<S: Serializer>(text: &Option<SecretText>, serializer: S) -> Result<S::Ok, S::Error> {
-        match text {
-            Some(text) => serializer.serialize_some(text.reveal()),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretText>, D::Error> {
-        Option::<String>::deserialize(deserializer).map(|text| text.map(SecretText::new))
     }
 }

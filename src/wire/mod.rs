@@ -11,7 +11,6 @@
 //! `fixtures/wire/` were written by that crate. Renaming a field or a variant here breaks every node it is deployed to.
 
 mod codec;
-mod credential;
 mod event;
 mod nat;
 mod overlay;
@@ -26,11 +25,11 @@ pub mod limits;
 
 pub use agent::{AgentFrame, AgentRequest, AgentResponse, decode_agent_frame};
 pub use codec::{FrameReader, Oversized, TooLarge, encode, encode_agent};
-pub use credential::SecretText;
 pub use event::Event;
 pub use frame::{Decoded, Frame, decode_frame, decode_request};
 pub use nat::{NatCandidate, NatConfig, NatPeer, NatStatus, RelayServer, TurnServer};
 pub use overlay::{OverlayConfig, OverlayMode, PeerScope, PeerSpec};
+pub use crate::secret::SecretText;
 pub use refusal::Refusal;
 pub use request::{AttachHandle, Request};
 pub use response::{

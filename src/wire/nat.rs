@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::credential::SecretText;
+use crate::secret::SecretText;
 
 /// NAT traversal as an operator configured it. Every field may be left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

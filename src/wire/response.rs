@@ -12,8 +12,9 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::secret::SecretText;
+
 use super::{
-    credential::SecretText,
     nat::NatStatus,
     overlay::{OverlayMode, PeerSpec},
     tags::tags,

@@ -1,0 +1,242 @@
+//! One connection: bytes in, answers and events out.
+//!
+//! Owns the two halves of a connection and the limits that hold for it. Leaves what a request means to [`answer`](super::answer).
+//!
+//! Upholds I-15: unfinished frames have a deadline, requests in flight and queued events a bound, writes a time limit (A9, B28).
+//!
+//! The reader queues edits itself, one after the other, and only the waiting is done aside: that is what keeps the order of one client's
+//! requests while a `Status` overtakes a slow setup.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc},
+    time::Instant,
+};
+
+use super::{
+    agent::Agent,
+    answer,
+    connections::{Connections, Seat},
+};
+use crate::wire::{
+    AgentFrame, AgentResponse, Decoded, Event, Frame, FrameReader, Response, decode_request, encode, encode_agent,
+    limits::FRAME_COMPLETE_WITHIN,
+};
+
+/// Requests of one connection that may be worked on at a time; beyond it the reader waits.
+const IN_FLIGHT_MAX: usize = 64;
+/// Longest time that one answer may take to leave; a client that reads slower is gone for all practical purposes.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(30);
+/// Why a connection ended that its client closed.
+const END_OF_REQUESTS: &str = "closed by the client";
+/// Bytes read at a time.
+const READ_CHUNK: usize = 16 * 1024;
+
+/// An answer on its way out; the permit of its request is given back when it has left.
+struct Outgoing {
+    bytes: Vec<u8>,
+    _permit: Option<OwnedSemaphorePermit>,
+    /// Told when the bytes are in the socket.
+    written: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+/// Serves a connection until either side closes it.
+pub async fn serve(agent: Arc<Agent>, connections: Arc<Connections>, seat: Arc<Seat>, stream: UnixStream, origin: String) {
+    let (reader, writer) = stream.into_split();
+    let (answers, outbox) = mpsc::channel(IN_FLIGHT_MAX);
+    let events = agent.events.subscribe();
+    let writing = write_all(agent.clone(), writer, outbox, events);
+    tokio::pin!(writing);
+    let reading = Reading { agent: &agent, connections: &connections, seat: &seat, origin: &origin, held: 0 };
+    let why = tokio::select! {
+        why = reading.run(reader, answers) => why,
+        () = &mut writing => "the client does not read or went away",
+        () = seat.close.notified() => "idle, and its place was needed",
+    };
+    if why == END_OF_REQUESTS {
+        // A client may close its sending half and still wait for answers.
+        let _ = tokio::time::timeout(WRITTEN_WITHIN, &mut writing).await;
+    }
+    agent.metrics.connections_closed.with_label_values(&[why]).inc();
+    tracing::debug!(%origin, why, "connection closed");
+    connections.leave(seat.id);
+}
+
+struct Reading<'a> {
+    agent: &'a Arc<Agent>,
+    connections: &'a Connections,
+    seat: &'a Arc<Seat>,
+    origin: &'a str,
+    held: usize,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.connections.hold(self.held, 0);
+    }
+}
+
+impl Reading<'_> {
+    /// Reads until the end; says why it ended.
+    async fn run(mut self, mut socket: OwnedReadHalf, answers: mpsc::Sender<Outgoing>) -> &'static str {
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        let mut frames = FrameReader::default();
+        let mut chunk = vec![0; READ_CHUNK];
+        let mut begun: Option<Instant> = None;
+        loop {
+            let read = socket.read(&mut chunk);
+            let read = match begun {
+                None => read.await,
+                Some(begun) => match tokio::time::timeout_at(begun + FRAME_COMPLETE_WITHIN, read).await {
+                    Ok(read) => read,
+                    Err(_) => return "a frame was not completed in time",
+                },
+            };
+            let count = match read {
+                Ok(0) => return END_OF_REQUESTS,
+                Err(_) => return "broken",
+                Ok(count) => count,
+            };
+            let mut input = &chunk[..count];
+            loop {
+                match frames.feed(&mut input) {
+                    Err(oversized) => {
+                        tracing::warn!(origin = self.origin, %oversized, "connection closed");
+                        return "oversized frame";
+                    }
+                    Ok(None) => break,
+                    Ok(Some(body)) => {
+                        begun = None;
+                        if let Err(why) = self.frame(&body, &in_flight, &answers).await {
+                            return why;
+                        }
+                    }
+                }
+            }
+            begun = if frames.is_inside_a_frame() { begun.or_else(|| Some(Instant::now())) } else { None };
+            let within = self.connections.hold(self.held, frames.held());
+            self.held = frames.held();
+            if !within {
+                return "too much memory in unfinished frames";
+            }
+        }
+    }
+
+    async fn frame(
+        &mut self,
+        body: &[u8],
+        in_flight: &Arc<Semaphore>,
+        answers: &mpsc::Sender<Outgoing>,
+    ) -> Result<(), &'static str> {
+        self.seat.touch();
+        let Ok(permit) = in_flight.clone().acquire_owned().await else { return Err("stopping") };
+        match decode_request(body) {
+            Decoded::NotJson => return Err("not JSON"),
+            Decoded::NotUnderstood { id: None, message } => {
+                tracing::warn!(origin = self.origin, %message, "a frame without an id was ignored");
+            }
+            Decoded::NotUnderstood { id: Some(id), message } => {
+                self.agent.metrics.requests.with_label_values(&["unknown", "err"]).inc();
+                let bytes = frame_bytes(id, Response::Err { message });
+                self.send(answers, Outgoing { bytes, _permit: Some(permit), written: None }).await?;
+            }
+            Decoded::Request { id, request } => {
+                let op = request.op();
+                let pending = answer::take(self.agent, &request, self.origin).await;
+                let shutdown = matches!(pending, answer::Pending::Shutdown);
+                let (agent, seat, answers) = (self.agent.clone(), self.seat.clone(), answers.clone());
+                seat.begin();
+                tokio::spawn(async move {
+                    let response = answer::finish(&agent, pending).await;
+                    agent.metrics.requests.with_label_values(&[op, result_word(&response)]).inc();
+                    let (written, left) = tokio::sync::oneshot::channel();
+                    let bytes = frame_bytes(id, response);
+                    let outgoing = Outgoing { bytes, _permit: Some(permit), written: Some(written) };
+                    // The client may have gone away; what it asked for was done.
+                    let _ = answers.send(outgoing).await;
+                    seat.end();
+                    if shutdown {
+                        let _ = left.await;
+                        answer::shut_down(&agent).await;
+                    }
+                });
+            }
+            Decoded::Agent { id, request } => {
+                let (agent, seat, answers) = (self.agent.clone(), self.seat.clone(), answers.clone());
+                seat.begin();
+                tokio::spawn(async move {
+                    let response = answer::agent_request(&agent, &request).await;
+                    let bytes = agent_frame_bytes(id, response);
+                    let _ = answers.send(Outgoing { bytes, _permit: Some(permit), written: None }).await;
+                    seat.end();
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, answers: &mpsc::Sender<Outgoing>, outgoing: Outgoing) -> Result<(), &'static str> {
+        answers.send(outgoing).await.map_err(|_| "broken")
+    }
+}
+
+fn result_word(response: &Response) -> &'static str {
+    if matches!(response, Response::Err { .. }) { "err" } else { "ok" }
+}
+
+fn frame_bytes(id: u64, response: Response) -> Vec<u8> {
+    encode(&Frame::Response { id, response }).unwrap_or_else(|too_large| {
+        let response = Response::Err { message: too_large.to_string() };
+        encode(&Frame::Response { id, response }).unwrap_or_default()
+    })
+}
+
+fn agent_frame_bytes(id: u64, response: AgentResponse) -> Vec<u8> {
+    encode_agent(&AgentFrame::Response { id, response }).unwrap_or_else(|too_large| {
+        let response = AgentResponse::Err { message: too_large.to_string() };
+        encode_agent(&AgentFrame::Response { id, response }).unwrap_or_default()
+    })
+}
+
+/// Writes answers and events until the socket breaks.
+async fn write_all(
+    agent: Arc<Agent>,
+    mut socket: OwnedWriteHalf,
+    mut outbox: mpsc::Receiver<Outgoing>,
+    mut events: broadcast::Receiver<Event>,
+) {
+    loop {
+        let outgoing = tokio::select! {
+            biased;
+            answer = outbox.recv() => match answer {
+                Some(outgoing) => outgoing,
+                // The reader has ended and every answer has left.
+                None => return,
+            },
+            event = events.recv() => match event {
+                Ok(event) => match encode(&Frame::Event(event)) {
+                    Ok(bytes) => Outgoing { bytes, _permit: None, written: None },
+                    Err(_) => continue,
+                },
+                Err(broadcast::error::RecvError::Lagged(lost)) => {
+                    agent.metrics.events_lost.inc_by(lost);
+                    continue;
+                }
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+        };
+        match tokio::time::timeout(WRITTEN_WITHIN, socket.write_all(&outgoing.bytes)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+        if let Some(written) = outgoing.written {
+            let _ = written.send(());
+        }
+    }
+}

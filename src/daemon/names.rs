@@ -1,0 +1,104 @@
+//! Keeps the addresses of endpoint host names fresh.
+//!
+//! Owns when a name is asked for: when it appears, when its answer expires, and when its peer has fallen silent (A34).
+//! Leaves asking to [`dns`](crate::dns) and using the answer to the loop.
+//!
+//! An address that is still among the answers is kept, so that a name with several addresses does not move a peer with every question.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::SinkExt;
+
+use super::agent::Agent;
+use crate::{
+    clock::Clock,
+    dns::Lookup,
+    ids::{DnsName, Host},
+    object::Key,
+    reconcile::{plan::SESSION_LIFETIME, runtime::Command},
+};
+
+/// How often the list of names and the silence of peers are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Shortest and longest time between two questions for one name, whatever its TTL says.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
+
+struct Known {
+    ip: Option<IpAddr>,
+    ask_at: Instant,
+}
+
+/// Runs for as long as the process lives.
+pub async fn keep_fresh(agent: Arc<Agent>) {
+    let mut lookup: Option<Lookup> = None;
+    let mut known: BTreeMap<DnsName, Known> = BTreeMap::new();
+    loop {
+        let (names, silent) = endpoint_names(&agent);
+        let gone = known.len();
+        known.retain(|name, _| names.contains(name));
+        let mut changed = known.len() != gone;
+        for name in names {
+            let due = known.get(&name).is_none_or(|known| known.ask_at <= Instant::now());
+            let silent_again = silent.contains(&name) && known.get(&name).is_some_and(|known| known.ask_at > Instant::now() + ASK_AGAIN.0);
+            if due || silent_again {
+                let lookup = lookup.get_or_insert_with(Lookup::of_host);
+                changed |= ask(lookup, name, &mut known).await;
+            }
+        }
+        if changed {
+            let resolved = known.iter().filter_map(|(name, known)| known.ip.map(|ip| (name.clone(), ip))).collect();
+            if agent.commands.clone().send(Command::Resolved(resolved)).await.is_err() {
+                return;
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Asks for one name; true when the address to use has changed.
+async fn ask(lookup: &Lookup, name: DnsName, known: &mut BTreeMap<DnsName, Known>) -> bool {
+    let before = known.get(&name).and_then(|known| known.ip);
+    let (ip, again) = match lookup.addresses(&name).await {
+        Ok(addresses) => {
+            let ip = before.filter(|ip| addresses.ips.contains(ip)).or_else(|| addresses.ips.first().copied());
+            (ip, addresses.ttl.clamp(ASK_AGAIN.0, ASK_AGAIN.1))
+        }
+        Err(why) => {
+            if before.is_none() && !known.contains_key(&name) {
+                tracing::warn!(%name, %why, "an endpoint's host name does not resolve; its peer waits for it");
+            }
+            // An answer that has expired is better than none.
+            (before, ASK_AGAIN.0)
+        }
+    };
+    if ip != before {
+        tracing::info!(%name, ?ip, "an endpoint's host name resolves");
+    }
+    known.insert(name, Known { ip, ask_at: Instant::now() + again });
+    ip != before
+}
+
+/// The host names in the document, and those among them whose peer has been silent for longer than a session lives.
+fn endpoint_names(agent: &Agent) -> (BTreeSet<DnsName>, BTreeSet<DnsName>) {
+    let document = agent.document();
+    let view = agent.view.read();
+    let now = agent.clock.now().unix;
+    let mut names = BTreeSet::new();
+    let mut silent = BTreeSet::new();
+    for (public_key, peer) in document.peers() {
+        let Some(Host::Name(name)) = peer.endpoint.as_ref().map(|endpoint| &endpoint.host) else { continue };
+        names.insert(name.clone());
+        let Some(device) = document.device_name() else { continue };
+        let seen = view.snapshot.find(&Key::Peer { device, public_key: *public_key });
+        let handshake = seen.and_then(|seen| seen.stats).and_then(|stats| stats.last_handshake);
+        if handshake.is_some_and(|at| now.since(at) > SESSION_LIFETIME) {
+            silent.insert(name.clone());
+        }
+    }
+    (names, silent)
+}

@@ -1,0 +1,334 @@
+//! Puts the house together, runs it, and ends it.
+//!
+//! Owns the order of start and stop. Upholds I-02 (the document is loaded before the kernel is even opened) and B3, B31 (a signal is
+//! caught from the first instruction on and always ends the process in time).
+
+use std::{
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use rand_core::{OsRng, TryRngCore};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{broadcast, watch},
+};
+
+use super::{
+    agent::{Agent, Stop},
+    health::PeerHealth,
+    listen::{self, ListenError},
+    metrics::Metrics,
+    names, page,
+    settings::Settings,
+};
+use crate::{
+    clock::{Clock, SystemClock},
+    desired::{
+        Committed, Committer, Document, Record, RecordKey,
+        store::{DiskStore, StoreError},
+    },
+    object::Mark,
+    platform,
+    reconcile::{
+        engine::Engine,
+        runtime::{self, Finished, Inbox, RuntimeOptions},
+        target::Facts,
+    },
+    secret::PrivateKey,
+    wire::{Event, limits::EVENT_QUEUE},
+};
+
+/// A stop that takes longer is ended the hard way; everything acknowledged is durable by then (B3).
+const STOPPED_WITHIN: Duration = Duration::from_millis(1500);
+
+/// Why the agent did not start. Nothing was changed on the node.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the document cannot be read; nothing was changed; run `overlayd store check`")]
+    Document(#[from] crate::desired::BadRecord),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("open the kernel's interfaces: {0}")]
+    Platform(String),
+    #[error("{0}")]
+    Process(&'static str, #[source] std::io::Error),
+}
+
+/// Runs the agent until a signal or a `Shutdown` request ends it.
+///
+/// # Errors
+/// See [`RunError`]: the reasons for which it could not start.
+pub async fn run(settings: Settings) -> Result<(), RunError> {
+    let mut signals = Signals::catch()?;
+    raise_descriptor_limit();
+    tokio::select! {
+        biased;
+        () = signals.end() => Ok(()),
+        started = start(settings) => match started? {
+            Running { agent, committer } => {
+                signals.until_stopped(&agent).await;
+                stop(agent, committer);
+                Ok(())
+            }
+        },
+    }
+}
+
+struct Running {
+    agent: Arc<Agent>,
+    committer: Committer,
+}
+
+/// Signals are caught before anything else is done.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    reload: Signal,
+    resumed: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self, RunError> {
+        let catch = |kind| signal(kind).map_err(|error| RunError::Process("catch signals", error));
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            reload: catch(SignalKind::hangup())?,
+            resumed: catch(SignalKind::from_raw(nix::libc::SIGCONT))?,
+        })
+    }
+
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Waits for the end; a hangup or a resumption only makes the loop look at everything.
+    async fn until_stopped(&mut self, agent: &Arc<Agent>) {
+        let mut stop = agent.stop.subscribe();
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.terminate.recv() => break,
+                _ = self.interrupt.recv() => break,
+                _ = stop.wait_for(Option::is_some) => return,
+                _ = self.reload.recv() => look_again(agent),
+                _ = self.resumed.recv() => look_again(agent),
+            }
+        }
+        agent.stop.send_replace(Some(Stop::Signal));
+    }
+}
+
+/// While the process was stopped, or an operator thought it worth a signal, events may have been lost.
+fn look_again(agent: &Arc<Agent>) {
+    let (reply, _) = futures::channel::oneshot::channel();
+    // A full queue means that a look is coming anyway.
+    let _ = agent.commands.clone().try_send(runtime::Command::Resync(reply));
+}
+
+async fn start(settings: Settings) -> Result<Running, RunError> {
+    let clock = SystemClock;
+    let state_dir = settings.state_dir.clone();
+    let opened = tokio::task::spawn_blocking(move || open_store(&state_dir));
+    let (store, document, identity) = match opened.await {
+        Ok(opened) => opened?,
+        Err(panic) => return Err(RunError::Process("read the store", std::io::Error::other(panic))),
+    };
+    let mark = Mark::of_instance(&identity);
+    let generation = document.generation();
+    let mut kernel = platform::open(&platform::Options {
+        mark,
+        data_plane: data_plane(&settings),
+        uapi_dir: settings.uapi_dir.clone(),
+    })
+    .await
+    .map_err(|error| RunError::Platform(error.to_string()))?;
+    let listener = listen::bind(&settings)?;
+
+    let inbox = Arc::new(Inbox::default());
+    let metrics: Arc<OnceLock<Arc<Agent>>> = Arc::new(OnceLock::new());
+    let committer = Committer::start(document, Box::new(store), clock, announce(inbox.clone(), metrics.clone()))
+        .map_err(|error| RunError::Process("start the committer", error))?;
+    let facts = Facts { mtu: settings.mtu, ..Facts::new(mark) };
+    let resync_every = settings.resync_every;
+    let _ = &mut kernel;
+    let engine = Engine::new(kernel, clock, committer.document(), facts);
+    let (commands, queue) = runtime::commands();
+    let (covered, covered_so_far) = watch::channel(0);
+    let agent = Arc::new(Agent {
+        settings,
+        mark,
+        clock,
+        editor: committer.editor(),
+        document: committer.document(),
+        view: engine.view(),
+        commands,
+        covered: covered_so_far,
+        metrics: Metrics::new(),
+        events: broadcast::channel(EVENT_QUEUE).0,
+        stop: watch::channel(None).0,
+    });
+    let _ = metrics.set(agent.clone());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), generation, %mark, socket = %agent.settings.socket.display(), "started");
+    let overruns = {
+        let agent = agent.clone();
+        Arc::new(move || agent.metrics.netlink_overruns.inc())
+    };
+    let options = RuntimeOptions { resync_every, jitter_seed: u64::from(mark.link_group()) };
+    tokio::spawn(runtime::run(engine, inbox, queue, options, overruns, after_round(agent.clone(), covered)));
+    tokio::spawn(names::keep_fresh(agent.clone()));
+    tokio::spawn(page::serve(agent.clone()));
+    tokio::spawn(listen::accept(agent.clone(), listener));
+    tokio::spawn(tell_service_manager(agent.clone()));
+    Ok(Running { agent, committer })
+}
+
+/// Opens or makes the store and reads the document. Runs on a thread of its own: disks may be slow.
+fn open_store(state_dir: &Path) -> Result<(DiskStore, Document, String), RunError> {
+    let first_records = || {
+        let mut bytes = [0; 32];
+        OsRng
+            .try_fill_bytes(&mut bytes)
+            .map_err(|error| std::io::Error::other(format!("no random bytes for the node's key: {error}")))?;
+        let key = Record::NodeKey(PrivateKey::from_random_bytes(bytes));
+        Ok(vec![(RecordKey::NodeKey.to_string(), key.encode())])
+    };
+    let (store, contents) = DiskStore::open_or_create(state_dir, first_records)?;
+    let document = Document::from_contents(&contents)?;
+    let identity = std::fs::canonicalize(state_dir)
+        .map_err(|error| RunError::Process("find the path of the state directory", error))?;
+    Ok((store, document, identity.to_string_lossy().into_owned()))
+}
+
+fn data_plane(settings: &Settings) -> platform::DataPlaneChoice {
+    match settings.data_plane {
+        super::settings::DataPlane::Auto => platform::DataPlaneChoice::Auto,
+        super::settings::DataPlane::Kernel => platform::DataPlaneChoice::Kernel,
+        super::settings::DataPlane::Userspace => platform::DataPlaneChoice::Userspace,
+    }
+}
+
+/// Wakes the loop for every durable edit.
+fn announce(inbox: Arc<Inbox>, agent: Arc<OnceLock<Arc<Agent>>>) -> crate::desired::Listener {
+    Box::new(move |group: &[Committed], flush: Duration| {
+        let at = SystemClock.now().instant;
+        if let Some(agent) = agent.get()
+            && group.iter().any(|committed| committed.changed)
+        {
+            agent.metrics.fsync_seconds.observe(flush.as_secs_f64());
+        }
+        for committed in group {
+            inbox.announce(&committed.touched, committed.generation, at);
+        }
+    })
+}
+
+/// What happens after every round: figures, waiting replies, peers' health, the watermark, one line of log.
+fn after_round(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(Finished<'_>) + Send {
+    let mut health = PeerHealth::default();
+    let mut settled = agent.document().settled();
+    move |finished: Finished<'_>| {
+        agent.metrics.round(&finished);
+        let progress = agent.view.read().progress;
+        covered.send_replace(progress.covered);
+        if progress.in_sync && progress.converged > settled {
+            settled = progress.converged;
+            agent.editor.settle(settled);
+        }
+        if finished.round.full {
+            let now = agent.clock.now().unix;
+            for event in health.compare(&agent.view.read().snapshot, now) {
+                tracing::info!(?event, "peer health");
+                publish(&agent, event);
+            }
+        }
+        log_round(&finished);
+    }
+}
+
+fn publish(agent: &Agent, event: Event) {
+    // No receiver is no error: nobody is connected.
+    let _ = agent.events.send(event);
+}
+
+fn log_round(finished: &Finished<'_>) {
+    let round = finished.round;
+    if let Some(why) = &round.blind {
+        tracing::error!(%why, "the node could not be looked at; nothing was changed");
+        return;
+    }
+    for action in &round.actions {
+        match &action.error {
+            None => tracing::debug!(object = %action.key, action = action.verb, "done"),
+            Some(why) => tracing::warn!(object = %action.key, action = action.verb, result = action.result, %why, "not done"),
+        }
+    }
+    for (key, cause) in &round.drift {
+        tracing::warn!(object = %key, cause, "drift: it changed though the document did not; repaired");
+    }
+    if round.actions.is_empty() {
+        tracing::debug!(cause = finished.cause, in_sync = round.in_sync, "round");
+    } else {
+        tracing::info!(
+            cause = finished.cause,
+            generation = round.generation,
+            changes = round.actions.len(),
+            drift = round.drift.len(),
+            in_sync = round.in_sync,
+            micros = u64::try_from(finished.since_woken.as_micros()).unwrap_or(u64::MAX),
+            "round"
+        );
+    }
+}
+
+/// Tells systemd when the agent is ready and, where it asks for it, that it is alive: only while rounds end.
+async fn tell_service_manager(agent: Arc<Agent>) {
+    while !agent.view.read().progress.ready {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut rounds = None;
+    loop {
+        let now = agent.view.read().progress.rounds;
+        if rounds == Some(now) {
+            look_again(&agent);
+        } else {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        rounds = Some(now);
+        tokio::time::sleep(limit / 4).await;
+    }
+}
+
+/// More descriptors than a login shell gives: every client and every device has one.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::debug!(%error, soft, "the descriptor limit stays as it is");
+    }
+}
+
+fn stop(agent: Arc<Agent>, committer: Committer) {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let socket = agent.settings.socket.clone();
+    std::thread::spawn(|| {
+        std::thread::sleep(STOPPED_WITHIN);
+        tracing::warn!("the stop took too long and is cut short; everything acknowledged is durable");
+        std::process::exit(0);
+    });
+    // Nobody is listening any more; a stale path would only make the next start look twice.
+    let _ = std::fs::remove_file(&socket);
+    committer.stop();
+    tracing::info!("stopped");
+}

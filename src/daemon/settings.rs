@@ -1,0 +1,39 @@
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Everything that an operator can choose. Flags, environment and file are read by [`cli`](crate::cli).
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub state_dir: PathBuf,
+    pub socket: PathBuf,
+    /// Group id of the socket; the process's own when `None`.
+    pub socket_gid: Option<u32>,
+    /// When both lists are empty, whoever the socket's mode lets in may speak.
+    pub allowed_uids: Vec<u32>,
+    pub allowed_gids: Vec<u32>,
+    pub metrics_listen: SocketAddr,
+    /// Connections that may be open at a time; beyond it the longest idle one is closed.
+    pub connections_max: usize,
+    /// Time between two full looks at the node when nothing happens.
+    pub resync_every: Duration,
+    /// MTU of the overlay device, bytes.
+    pub mtu: u32,
+    pub data_plane: DataPlane,
+    /// Directory of the control sockets of userspace WireGuard devices.
+    pub uapi_dir: PathBuf,
+    pub log_format: LogFormat,
+}
+
+/// Which WireGuard carries the overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataPlane {
+    /// The kernel's where it has one, else a device process.
+    Auto,
+    Kernel,
+    Userspace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
