@@ -276,6 +276,14 @@ fn unknown_fields_are_ignored_at_every_level() {
 }
 
 #[test]
+fn null_is_the_same_as_leaving_an_optional_field_out() {
+    let golden = &files("")["request-setup_global_overlay-no-slice-no-nat"];
+    let with_null = golden.replace(r#""wg_port":"#, r#""nat":null,"slice_cidr":null,"wg_port":"#);
+    assert_ne!(&with_null, golden);
+    assert_eq!(request_of("with null", &with_null), request_of("golden", golden));
+}
+
+#[test]
 fn no_secret_is_shown_by_debug() {
     for name in ["request-setup_global_overlay", "response-guest_config"] {
         let text = &files("")[name];
