@@ -25,10 +25,6 @@ use super::{
 /// A message of the contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "frame", rename_all = "snake_case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a frame lives until it is encoded or dispatched; a box would only be in the reader's way"
-)]
 pub enum Frame {
     /// Client to overlayd. The client chooses `id`; any number is as good as any other.
     Request { id: u64, request: Request },
@@ -40,6 +36,10 @@ pub enum Frame {
 
 /// What a server does with a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one dispatch, and nearly always holds the large variant"
+)]
 pub enum Decoded {
     /// Do it and answer.
     Request { id: u64, request: Request },

@@ -24,8 +24,8 @@ pub const CONNECTIONS_MAX: usize = 256;
 /// Events kept for a connection that does not read; further ones are dropped and counted.
 pub const EVENT_QUEUE: usize = 256;
 
-/// Most JSON values in one request. Decoding keeps about 32 bytes for each value, so a frame costs at most about its size again:
-/// without this bound `[0,0,…]` would grow to sixteen times [`FRAME_MAX`].
+/// Most JSON values in one request. Decoding buffers about 32 bytes for a value and as many for its name, so a request costs a
+/// small multiple of its size at most; without this bound `[0,0,…]` would cost sixteen times [`FRAME_MAX`] and more.
 pub const VALUES_MAX: usize = FRAME_MAX / 32;
 
 /// Deepest nesting of objects and arrays in a request; the contract itself needs five levels.

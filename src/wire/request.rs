@@ -20,10 +20,6 @@ use super::{
 /// A request of the contract. Networks are CIDR text, public keys base64 text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a request lives for one dispatch; a box would only be in the reader's way"
-)]
 pub enum Request {
     /// Tells the agent the node's number in the cluster.
     SetLocalNodeId { node_id: u64 },

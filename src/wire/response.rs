@@ -23,10 +23,6 @@ use super::{
 /// The answer to one request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "result", rename_all = "snake_case")]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a response lives until it is encoded; a box would only be in the reader's way"
-)]
 pub enum Response {
     /// Done; there is nothing more to say.
     Ok,
