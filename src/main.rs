@@ -1,1 +1,5 @@
-fn main() {}
+//! The `overlayd` program.
+
+fn main() -> std::process::ExitCode {
+    overlayd::cli::main()
+}

@@ -30,7 +30,7 @@ pub fn status(agent: &Agent) -> StatusSnapshot {
     StatusSnapshot {
         interface: is_up.then(|| device.to_string()),
         node_ip: document.node_ip(),
-        public_key: document.node_key().map(|key| key.public_key().to_string()),
+        public_key: document.node_key().and_then(|key| key.public).map(|key| key.to_string()),
         overlay_cidr: Some(overlay.cluster.to_string()),
         slice_cidr: overlay.slice.map(|slice| slice.to_string()),
         peer_count: u32::try_from(document.peers().len()).unwrap_or(u32::MAX),
@@ -90,7 +90,7 @@ pub fn agent_status(agent: &Agent) -> Value {
         .iter()
         .map(|(key, condition)| json!({ "key": key, "condition": condition }))
         .collect();
-    let own_key = document.node_key().map(|key| key.public_key());
+    let own_key = document.node_key().and_then(|key| key.public);
     let claim_differs = document.node().claimed_key.is_some_and(|claimed| Some(claimed) != own_key);
     json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -29,7 +29,7 @@ use crate::{
         Committed, Committer, Document, Record, RecordKey,
         store::{DiskStore, StoreError},
     },
-    object::Mark,
+    object::{KeyPair, Mark},
     platform,
     reconcile::{
         engine::Engine,
@@ -197,7 +197,7 @@ fn open_store(state_dir: &Path) -> Result<(DiskStore, Document, String), RunErro
         OsRng
             .try_fill_bytes(&mut bytes)
             .map_err(|error| std::io::Error::other(format!("no random bytes for the node's key: {error}")))?;
-        let key = Record::NodeKey(PrivateKey::from_random_bytes(bytes));
+        let key = Record::NodeKey(KeyPair::from_private(PrivateKey::from_random_bytes(bytes)));
         Ok(vec![(RecordKey::NodeKey.to_string(), key.encode())])
     };
     let (store, contents) = DiskStore::open_or_create(state_dir, first_records)?;

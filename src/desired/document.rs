@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     ids::{Cidr, DnsName, IfName, WgPublicKey, Zone},
-    secret::PrivateKey,
+    object::KeyPair,
 };
 
 /// What this node should look like.
@@ -19,7 +19,7 @@ pub struct Document {
     generation: u64,
     settled: u64,
     node: NodeRecord,
-    node_key: Option<PrivateKey>,
+    node_key: Option<KeyPair>,
     overlay: Option<OverlayRecord>,
     peers: BTreeMap<WgPublicKey, PeerRecord>,
     dns: BTreeMap<DnsName, DnsRecord>,
@@ -58,7 +58,7 @@ impl Document {
         &self.node
     }
 
-    pub fn node_key(&self) -> Option<&PrivateKey> {
+    pub fn node_key(&self) -> Option<&KeyPair> {
         self.node_key.as_ref()
     }
 

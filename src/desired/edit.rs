@@ -298,7 +298,7 @@ fn remove_overlay(document: &Document, change: &mut Change) {
 fn ensure_peer(document: &Document, wanted: &PeerRequest, next: u64, change: &mut Change) -> Result<(), Refusal> {
     if document
         .node_key()
-        .is_some_and(|own| own.public_key() == wanted.public_key)
+        .is_some_and(|own| own.public == Some(wanted.public_key))
     {
         return Err(Refusal::OwnKey);
     }

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{BadId, Cidr, DnsName, Endpoint, Label, WgPublicKey, Zone},
+    object::KeyPair,
     secret::{PrivateKey, SecretText},
 };
 
@@ -40,7 +41,7 @@ pub enum RecordKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Record {
     Node(NodeRecord),
-    NodeKey(PrivateKey),
+    NodeKey(KeyPair),
     Overlay(OverlayRecord),
     Peer(PeerRecord),
     Dns(DnsRecord),
@@ -204,10 +205,31 @@ impl FromStr for RecordKey {
     }
 }
 
-/// The private key as it is stored.
+/// The node's key as it is stored. An export without secrets has the public half only.
 #[derive(Serialize, Deserialize)]
 struct StoredKey {
-    private_key: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    private_key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    public_key: Option<WgPublicKey>,
+}
+
+impl StoredKey {
+    fn of(pair: &KeyPair) -> Self {
+        match &pair.private {
+            Some(private) => Self { private_key: Some(private.reveal().as_str().to_owned()), public_key: None },
+            None => Self { private_key: None, public_key: pair.public },
+        }
+    }
+
+    fn pair(&self) -> Result<KeyPair, BadId> {
+        match (&self.private_key, self.public_key) {
+            (Some(text), _) if text != super::redact::REDACTED => {
+                PrivateKey::from_base64(text).map(KeyPair::from_private)
+            }
+            (_, public) => Ok(KeyPair::from_public(public)),
+        }
+    }
 }
 
 impl Record {
@@ -215,9 +237,7 @@ impl Record {
     pub fn encode(&self) -> Vec<u8> {
         let encoded = match self {
             Record::Node(record) => serde_json::to_vec(record),
-            Record::NodeKey(key) => serde_json::to_vec(&StoredKey {
-                private_key: key.reveal().as_str().to_owned(),
-            }),
+            Record::NodeKey(key) => serde_json::to_vec(&StoredKey::of(key)),
             Record::Overlay(record) => serde_json::to_vec(record),
             Record::Peer(record) => serde_json::to_vec(record),
             Record::Dns(record) => serde_json::to_vec(record),
@@ -239,9 +259,7 @@ impl Record {
             RecordKey::NodeKey => {
                 let stored: StoredKey =
                     serde_json::from_slice(bytes).map_err(|_| BadRecord::new(&text, "is not a stored key"))?;
-                PrivateKey::from_base64(&stored.private_key)
-                    .map(Record::NodeKey)
-                    .map_err(|why| BadRecord::new(&text, why))
+                stored.pair().map(Record::NodeKey).map_err(|why| BadRecord::new(&text, why))
             }
             RecordKey::Overlay => serde_json::from_slice(bytes).map(Record::Overlay).map_err(bad),
             RecordKey::Peer(_) => serde_json::from_slice(bytes).map(Record::Peer).map_err(bad),

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// What stands where a secret was. [`redact`] leaves the field in place, so that a reader sees that there is one.
-const REDACTED: &str = "(redacted)";
+pub(super) const REDACTED: &str = "(redacted)";
 
 /// Names of the fields that hold secrets, in any record. A new secret in a record belongs in this list; a test holds every record against it.
 const SECRET_FIELDS: [&str; 3] = ["private_key", "credential", "auth_credential"];

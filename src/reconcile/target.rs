@@ -17,7 +17,7 @@ use crate::{
     desired::{Document, OverlayRecord, PeerRecord},
     ids::{Cidr, DnsName, Host, IfName, WgPublicKey},
     object::{
-        DeviceSpec, EndpointSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem,
+        DeviceSpec, EndpointSpec, Key, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem,
     },
 };
 
@@ -170,9 +170,9 @@ fn lower_overlay(document: &Document, overlay: &OverlayRecord, device: &IfName, 
         Spec::Sysctl(value),
         since,
     );
-    if let Some(private) = document.node_key() {
+    if let Some(key) = document.node_key() {
         let spec = DeviceSpec {
-            key: KeyPair::from_private(private.clone()),
+            key: key.clone(),
             listen_port: overlay.port,
             fwmark: 0,
         };

@@ -1,0 +1,38 @@
+//! Looking at a node without a running agent: the store is read without being opened, the kernel observed without being changed.
+
+use std::{
+    path::Path,
+    sync::{Arc, RwLock},
+};
+
+use crate::{
+    clock::SystemClock,
+    desired::{Document, store},
+    object::Mark,
+    platform::{self, NativeKernel},
+    reconcile::{engine::Engine, target::Facts},
+};
+
+use super::args::InstanceArguments;
+
+/// The document of a state directory, also while an agent has it open.
+pub fn read_document(state_dir: &Path) -> Result<Document, Box<dyn std::error::Error>> {
+    let contents = store::read_only(state_dir)?;
+    Ok(Document::from_contents(&contents)?)
+}
+
+/// The mark of the instance with this state directory.
+pub fn mark_of(state_dir: &Path) -> Mark {
+    let path = std::fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+    Mark::of_instance(&path.to_string_lossy())
+}
+
+/// An engine against this node's kernel. Needs a runtime.
+pub fn engine(
+    instance: &InstanceArguments,
+    document: Document,
+) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
+    let mark = mark_of(&instance.state_dir);
+    let kernel = platform::open(mark, platform::DataPlaneChoice::Auto, instance.uapi_dir.clone())?;
+    Ok(Engine::new(kernel, SystemClock, Arc::new(RwLock::new(document)), Facts::new(mark)))
+}

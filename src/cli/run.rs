@@ -1,0 +1,179 @@
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, Outcome};
+use crate::{
+    daemon::{self, DataPlane, LogFormat, Settings},
+    ids::IfName,
+    platform,
+    reconcile::target::DEFAULT_MTU,
+    wire::limits::CONNECTIONS_MAX,
+};
+
+const DEFAULT_METRICS: &str = "127.0.0.1:9586";
+const DEFAULT_RESYNC_SECS: u64 = 30;
+/// Smallest MTU that IPv6 works with (RFC 8200 section 5), and the largest that every data plane here carries.
+const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=4000;
+
+/// Every setting may also be given in the environment and in the file; a flag wins over the environment, which wins over the file.
+#[derive(Args)]
+pub struct RunArguments {
+    /// Settings in TOML; names as the flags, with underscores
+    #[arg(long, env = "OVERLAYD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of the document [default: /var/lib/overlayd]
+    #[arg(long, env = "OVERLAYD_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// The socket to listen on [default: /run/overlayd/overlayd.sock]
+    #[arg(long, env = "OVERLAYD_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Group that may use the socket, by name or number
+    #[arg(long, env = "OVERLAYD_SOCKET_GROUP", value_name = "GROUP")]
+    socket_group: Option<String>,
+    /// User ids that may speak; none given: whoever the socket's mode lets in
+    #[arg(long, env = "OVERLAYD_ALLOWED_UIDS", value_name = "UID,…", value_delimiter = ',')]
+    allowed_uids: Option<Vec<u32>>,
+    /// Group ids that may speak
+    #[arg(long, env = "OVERLAYD_ALLOWED_GIDS", value_name = "GID,…", value_delimiter = ',')]
+    allowed_gids: Option<Vec<u32>>,
+    /// Where the metrics page listens [default: 127.0.0.1:9586]
+    #[arg(long, env = "OVERLAYD_METRICS_LISTEN", value_name = "ADDR:PORT")]
+    metrics_listen: Option<SocketAddr>,
+    /// Connections that may be open at a time [default: 256]
+    #[arg(long, env = "OVERLAYD_CONNECTIONS_MAX", value_name = "N")]
+    connections_max: Option<usize>,
+    /// Seconds between two full looks at the node when nothing happens [default: 30]
+    #[arg(long, env = "OVERLAYD_RESYNC_SECS", value_name = "SECONDS")]
+    resync_secs: Option<u64>,
+    /// MTU of the overlay device in bytes [default: 1420]
+    #[arg(long, env = "OVERLAYD_MTU", value_name = "BYTES")]
+    mtu: Option<u32>,
+    /// Which WireGuard carries the overlay [default: auto]
+    #[arg(long, env = "OVERLAYD_DATA_PLANE", value_name = "auto|kernel|userspace")]
+    data_plane: Option<String>,
+    /// Directory of the control sockets of userspace WireGuard devices [default: /var/run/wireguard]
+    #[arg(long, env = "OVERLAYD_UAPI_DIR", value_name = "DIR")]
+    uapi_dir: Option<PathBuf>,
+    /// [default: human]
+    #[arg(long, env = "OVERLAYD_LOG_FORMAT", value_name = "human|json")]
+    log_format: Option<String>,
+    /// What is logged, for example `debug` or `overlayd::reconcile=trace,info` [default: info]
+    #[arg(long, env = "OVERLAYD_LOG", value_name = "FILTER")]
+    log: Option<String>,
+}
+
+/// The settings file.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct SettingsFile {
+    state_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    socket_group: Option<String>,
+    allowed_uids: Option<Vec<u32>>,
+    allowed_gids: Option<Vec<u32>>,
+    metrics_listen: Option<SocketAddr>,
+    connections_max: Option<usize>,
+    resync_secs: Option<u64>,
+    mtu: Option<u32>,
+    data_plane: Option<String>,
+    uapi_dir: Option<PathBuf>,
+    log_format: Option<String>,
+    log: Option<String>,
+}
+
+/// Arguments of the process behind a userspace device.
+#[derive(Args)]
+pub struct DeviceArguments {
+    interface: IfName,
+    #[arg(long, default_value = DEFAULT_UAPI_DIR)]
+    uapi_dir: PathBuf,
+}
+
+pub fn run(arguments: RunArguments) -> Outcome {
+    let file = match &arguments.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("read settings file {}: {error}", path.display()))?;
+            toml::from_str(&text).map_err(|error| format!("settings file {}: {error}", path.display()))?
+        }
+        None => SettingsFile::default(),
+    };
+    let log = arguments.log.clone().or(file.log.clone()).unwrap_or_else(|| "info".into());
+    let settings = merge(arguments, file)?;
+    start_log(settings.log_format, &log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let outcome = runtime.block_on(daemon::run(settings));
+    // A blocking look at a slow disk must not keep a stopped agent alive.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    if let Err(error) = &outcome {
+        tracing::error!(error = error as &dyn std::error::Error, "overlayd did not start; nothing was changed");
+    }
+    outcome?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn wg_device(arguments: DeviceArguments) -> Outcome {
+    platform::run_device_process(&arguments.interface, &arguments.uapi_dir)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
+    let data_plane = match flags.data_plane.or(file.data_plane).as_deref() {
+        None | Some("auto") => DataPlane::Auto,
+        Some("kernel") => DataPlane::Kernel,
+        Some("userspace") => DataPlane::Userspace,
+        Some(other) => return Err(format!("data plane {other:?}: must be auto, kernel or userspace")),
+    };
+    let log_format = match flags.log_format.or(file.log_format).as_deref() {
+        None | Some("human") => LogFormat::Human,
+        Some("json") => LogFormat::Json,
+        Some(other) => return Err(format!("log format {other:?}: must be human or json")),
+    };
+    let mtu = flags.mtu.or(file.mtu).unwrap_or(DEFAULT_MTU);
+    if !MTU_RANGE.contains(&mtu) {
+        return Err(format!("MTU {mtu}: must be from {} to {} bytes", MTU_RANGE.start(), MTU_RANGE.end()));
+    }
+    let resync_secs = flags.resync_secs.or(file.resync_secs).unwrap_or(DEFAULT_RESYNC_SECS);
+    if resync_secs == 0 {
+        return Err("resync_secs: must be at least 1".into());
+    }
+    let metrics = DEFAULT_METRICS.parse().map_err(|_| "the default metrics address is not an address")?;
+    Ok(Settings {
+        state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+        socket: flags.socket.or(file.socket).unwrap_or_else(|| DEFAULT_SOCKET.into()),
+        socket_gid: flags.socket_group.or(file.socket_group).map(|group| group_id(&group)).transpose()?,
+        allowed_uids: flags.allowed_uids.or(file.allowed_uids).unwrap_or_default(),
+        allowed_gids: flags.allowed_gids.or(file.allowed_gids).unwrap_or_default(),
+        metrics_listen: flags.metrics_listen.or(file.metrics_listen).unwrap_or(metrics),
+        connections_max: flags.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_MAX).max(1),
+        resync_every: Duration::from_secs(resync_secs),
+        mtu,
+        data_plane,
+        uapi_dir: flags.uapi_dir.or(file.uapi_dir).unwrap_or_else(|| DEFAULT_UAPI_DIR.into()),
+        log_format,
+    })
+}
+
+fn group_id(group: &str) -> Result<u32, String> {
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    match nix::unistd::Group::from_name(group) {
+        Ok(Some(found)) => Ok(found.gid.as_raw()),
+        Ok(None) => Err(format!("socket group {group:?}: there is no such group")),
+        Err(error) => Err(format!("socket group {group:?}: {error}")),
+    }
+}
+
+fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| format!("log filter {filter:?}: {error}"))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Human => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+use std::{fmt::Write as _, process::ExitCode};
+
+use clap::Args;
+use serde_json::Value;
+
+use super::args::{Outcome, SocketArgument, block_on, print};
+use crate::{
+    client::{Client, ClientError},
+    wire::{AgentRequest, AgentResponse},
+};
+
+#[derive(Args)]
+pub struct StatusArguments {
+    #[command(flatten)]
+    socket: SocketArgument,
+    /// Print JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn status(arguments: &StatusArguments) -> Outcome {
+    let report = block_on(report(arguments))???;
+    if arguments.json {
+        print(&format!("{report:#}\n"));
+    } else {
+        print(&text(&report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn report(arguments: &StatusArguments) -> Result<Result<Value, String>, ClientError> {
+    let mut client = Client::connect(&arguments.socket.socket).await?;
+    Ok(match client.agent_request(AgentRequest::Status).await? {
+        AgentResponse::Report { report } => Ok(report),
+        AgentResponse::Err { message } => Err(message),
+    })
+}
+
+fn text(report: &Value) -> String {
+    let show = |name: &str| match &report[name] {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let mut text = String::new();
+    let mut line = |label: &str, value: String| {
+        let _ = writeln!(text, "{label:<12} {value}");
+    };
+    line("overlayd", format!("{} (pid {}, mark {})", show("version"), show("pid"), show("mark")));
+    line("state", show("state_dir"));
+    line("document", format!("generation {}, converged {}", show("generation"), show("converged_generation")));
+    let sync = if report["in_sync"] == true { "in sync" } else { "NOT in sync" };
+    line("node", format!("{sync}, {} rounds", show("rounds")));
+    line("device", format!("{}, address {}, key {}", show("device"), show("node_ip"), show("public_key")));
+    if report["claimed_key_differs"] == true {
+        line("", "the driving daemon claims another public key for this node".into());
+    }
+    for object in report["objects"].as_array().into_iter().flatten() {
+        line("objects", format!("{} {} {}", object["count"], object["kind"].as_str().unwrap_or(""), object["state"].as_str().unwrap_or("")));
+    }
+    for trouble in report["troubled"].as_array().into_iter().flatten() {
+        let condition = &trouble["condition"];
+        let why = condition["why"].as_str().or(condition["error"].as_str()).unwrap_or("");
+        line("!", format!("{} {}: {why}", trouble["key"].as_str().unwrap_or(""), condition["state"].as_str().unwrap_or("")));
+    }
+    text
+}
