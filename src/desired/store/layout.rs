@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 pub(super) const FORMAT: &str = "FORMAT";
 pub(super) const FORMAT_TMP: &str = "FORMAT.tmp";
 pub(super) const CREATING: &str = "CREATING";
+pub(super) const CREATING_TMP: &str = "CREATING.tmp";
 pub(super) const LOCK: &str = "lock";
 pub(super) const WATERMARK: &str = "watermark";
 pub(super) const JOURNAL: &str = "journal";
@@ -30,7 +31,7 @@ pub(super) const PARTS: [&str; 4] = [JOURNAL, SLED, EXPORT, WATERMARK];
 /// True for a name that a store makes, and for `lost+found`, which every ext4 mount point has.
 pub(super) fn is_known(name: &str) -> bool {
     PARTS.contains(&name)
-        || [FORMAT, FORMAT_TMP, CREATING, LOCK, QUARANTINE, "lost+found"].contains(&name)
+        || [FORMAT, FORMAT_TMP, CREATING, CREATING_TMP, LOCK, QUARANTINE, "lost+found"].contains(&name)
         || name.starts_with(LOOK_PREFIX)
 }
 

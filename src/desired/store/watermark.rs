@@ -68,10 +68,6 @@ impl Watermark {
         Ok(watermark)
     }
 
-    pub(super) fn mark(&self) -> Mark {
-        self.mark
-    }
-
     /// Failing to note an acknowledged entry is not failing to keep it, so the caller logs the error and goes on.
     pub(super) fn acknowledge(&mut self, generation: u64) -> Result<(), StoreError> {
         self.mark.acknowledged = generation;
