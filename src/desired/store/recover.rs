@@ -122,7 +122,7 @@ pub fn recover(state_dir: &Path, now: UnixTime) -> Result<Report, StoreError> {
     remove_old_looks(state_dir)?;
     let survey = Survey::take_all(state_dir)?;
     let mut report = describe(state_dir, format, &survey);
-    if report.findings.iter().all(|f| f.state == State::Good) {
+    if report.starts && report.findings.iter().all(|f| f.state == State::Good) {
         report.done.push("nothing: every part is good".into());
         return Ok(report);
     }
@@ -248,6 +248,10 @@ fn describe(state_dir: &Path, format: Format, survey: &Survey) -> Report {
         report.generation = Some(rebuilt.contents.generation);
         report.records = rebuilt.contents.records.len();
         report.lost = survey.lost(rebuilt.contents.generation).map(|range| range.into_inner());
+    }
+    if let Some((from, to)) = report.lost {
+        // Parts can each be whole and still not reach each other: a segment that is gone leaves no other trace.
+        report.add(Part::Journal, State::Damaged, format!("generations {from} to {to} were kept and cannot be read"));
     }
     report.starts = format == Format::Known && survey.verdict().is_ok();
     report
