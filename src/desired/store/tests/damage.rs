@@ -1,0 +1,221 @@
+//! Every file of a store, damaged in every way we could think of. One rule: the whole document, or an error and then a recovery that
+//! says what it did; never an empty document, and no acknowledged generation lost while another copy of it exists.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::super::{Contents, Report, Store, StoreError, check, read_only, recover};
+use super::{copy_dir, entry, expected, open};
+use crate::clock::UnixTime;
+
+const LAST: u64 = 40;
+
+fn fast_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+fn filled(dir: &Path, cleanly: bool) {
+    let mut store = open(dir).unwrap().store;
+    for generation in 2..=LAST {
+        store.commit(&[entry(generation)]).unwrap();
+        store.settle(generation - 1).unwrap();
+        if generation.is_multiple_of(9) {
+            store.tidy().unwrap();
+        }
+    }
+    if cleanly {
+        store.close().unwrap();
+    }
+}
+
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn walk(base: &Path, dir: &Path, out: &mut BTreeMap<PathBuf, Vec<u8>>) {
+        for item in fs::read_dir(dir).unwrap() {
+            let path = item.unwrap().path();
+            match path.is_dir() {
+                true => walk(base, &path, out),
+                false => drop(out.insert(path.strip_prefix(base).unwrap().into(), fs::read(&path).unwrap())),
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(dir, dir, &mut out);
+    out.remove(Path::new("lock"));
+    out
+}
+
+/// Damaged versions of a file; `None` is a file that is gone.
+fn versions(bytes: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
+    let mut out = vec![("missing".into(), None)];
+    for keep in [0, 1, bytes.len() / 3, bytes.len() / 2, bytes.len().saturating_sub(1)] {
+        out.push((format!("cut to {keep}"), Some(bytes[..keep].to_vec())));
+    }
+    out.push(("zeroed".into(), Some(vec![0; bytes.len()])));
+    let mut half = bytes.to_vec();
+    half[bytes.len() / 2..].fill(0);
+    out.push(("half zeroed".into(), Some(half)));
+    out.push(("grown".into(), Some([bytes, b"more of it"].concat())));
+    let step = (bytes.len() / 24).max(1);
+    for at in (0..bytes.len()).step_by(step).chain([bytes.len() - 1]) {
+        let mut flipped = bytes.to_vec();
+        flipped[at] ^= 1 << (at % 8);
+        out.push((format!("bit flipped at {at}"), Some(flipped)));
+    }
+    out
+}
+
+fn contents_of(dir: &Path) -> Contents {
+    open(dir).unwrap().contents
+}
+
+/// What came out of one case, for counting.
+#[derive(Default, Debug)]
+struct Tally {
+    intact: u32,
+    recovered: u32,
+    recovered_with_loss: u32,
+    newer: u32,
+}
+
+impl Tally {
+    fn case(&mut self, dir: &Path, name: &str, may_lose: bool) {
+        let before = files(dir);
+        match open(dir) {
+            Ok(opened) => {
+                assert_eq!(opened.contents.generation, LAST, "{name}");
+                assert_eq!(opened.contents.records, expected(LAST).records, "{name}");
+                self.intact += 1;
+                let mut store = opened.store;
+                store.commit(&[entry(LAST + 1)]).unwrap();
+                store.tidy().unwrap_or_else(|e| panic!("{name}: {e}"));
+                drop(store);
+                assert_eq!(contents_of(dir).records, expected(LAST + 1).records, "{name}");
+            }
+            Err(StoreError::Newer { .. }) if name.starts_with("FORMAT") => self.newer += 1,
+            Err(StoreError::Damaged { .. }) => {
+                assert_eq!(files(dir), before, "{name}: an error changed something");
+                let foretold = check(dir).unwrap_or_else(|e| panic!("{name}: {e}"));
+                assert!(!foretold.starts, "{name}: {foretold}");
+                let report = recover(dir, UnixTime(77)).unwrap_or_else(|e| panic!("{name}: {e}"));
+                self.after_recovery(dir, &format!("{name}\n{report}"), &report, may_lose);
+            }
+            Err(other) => panic!("{name}: {other}"),
+        }
+    }
+
+    fn after_recovery(&mut self, dir: &Path, name: &str, report: &Report, may_lose: bool) {
+        assert!(report.starts && !report.done.is_empty(), "{name}");
+        let kept = report.lost.map_or(LAST, |(from, _)| from - 1);
+        let contents = contents_of(dir);
+        assert_eq!(contents.records, expected(kept).records, "{name}");
+        assert!(contents.generation >= LAST, "{name}: {} was given out before", contents.generation);
+        assert!(contents.settled <= contents.generation, "{name}");
+        match report.lost {
+            None => self.recovered += 1,
+            Some((_, to)) => {
+                assert!(may_lose, "{name}");
+                assert!(to >= LAST, "{name}");
+                self.recovered_with_loss += 1;
+            }
+        }
+        let again = recover(dir, UnixTime(78)).unwrap();
+        assert!(again.starts && again.lost.is_none(), "{name}, again:\n{again}");
+    }
+}
+
+fn matrix(cleanly: bool, only: fn(&Path) -> bool) -> Tally {
+    let work = fast_dir();
+    let (good, bad) = (work.path().join("good"), work.path().join("bad"));
+    filled(&good, cleanly);
+    let newest_segment = files(&good).into_keys().rfind(|f| f.starts_with("journal")).unwrap();
+    let mut tally = Tally::default();
+    for (file, bytes) in files(&good).into_iter().filter(|(file, _)| only(file)) {
+        for (what, damaged) in versions(&bytes) {
+            copy_dir(&good, &bad);
+            match damaged {
+                Some(bytes) => fs::write(bad.join(&file), bytes).unwrap(),
+                None => fs::remove_file(bad.join(&file)).unwrap(),
+            }
+            // After the last fold, the newest entries are in the journal alone.
+            let may_lose = !cleanly && file.starts_with("journal") && file >= older(&newest_segment, &good);
+            tally.case(&bad, &format!("{} {what}", file.display()), may_lose);
+            fs::remove_dir_all(&bad).unwrap();
+        }
+    }
+    println!("cleanly {cleanly}: {tally:?}");
+    tally
+}
+
+/// The segment with the first entry that was not folded.
+fn older(newest: &Path, dir: &Path) -> PathBuf {
+    let folded = LAST / 9 * 9;
+    let start = |f: &PathBuf| f.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
+    let segments = files(dir).into_keys().filter(|f| f.starts_with("journal"));
+    segments.filter(|f| start(f) <= folded + 1).max().unwrap_or(newest.into())
+}
+
+#[test]
+fn damage_after_a_clean_stop_never_loses_a_generation() {
+    let tally = matrix(true, |file| !file.starts_with("sled"));
+    assert!(tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss == 0, "{tally:?}");
+}
+
+#[test]
+fn damage_after_a_kill_loses_only_what_had_one_copy_and_says_so() {
+    let tally = matrix(false, |file| !file.starts_with("sled"));
+    assert!(tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss > 10, "{tally:?}");
+}
+
+#[test]
+fn damage_to_the_checkpoint_is_noticed_and_mended_by_a_start() {
+    for cleanly in [true, false] {
+        let tally = matrix(cleanly, |file| file.starts_with("sled"));
+        assert!(tally.intact > 30 && tally.recovered + tally.recovered_with_loss == 0, "{tally:?}");
+    }
+}
+
+#[test]
+fn a_missing_directory_is_never_an_empty_document() {
+    for cleanly in [true, false] {
+        for gone in ["journal", "sled", "export"] {
+            let work = fast_dir();
+            let dir = work.path().join("store");
+            filled(&dir, cleanly);
+            fs::remove_dir_all(dir.join(gone)).unwrap();
+            Tally::default().case(&dir, &format!("{gone}/ missing, cleanly {cleanly}"), !cleanly && gone == "journal");
+        }
+    }
+}
+
+#[test]
+fn with_no_copy_left_a_recovery_refuses_and_changes_nothing() {
+    let work = fast_dir();
+    let dir = work.path().join("store");
+    filled(&dir, false);
+    for gone in ["journal", "sled", "export"] {
+        fs::remove_dir_all(dir.join(gone)).unwrap();
+    }
+    let before = files(&dir);
+    assert!(matches!(open(&dir), Err(StoreError::Damaged { .. })));
+    assert!(matches!(recover(&dir, UnixTime(9)), Err(StoreError::Damaged { .. })));
+    assert!(matches!(read_only(&dir), Err(StoreError::Damaged { .. })));
+    assert_eq!(files(&dir), before);
+}
+
+#[test]
+fn a_report_reads_well_and_parses() {
+    let work = fast_dir();
+    let dir = work.path().join("store");
+    filled(&dir, false);
+    let segment = files(&dir).into_keys().rfind(|f| f.starts_with("journal")).unwrap();
+    fs::write(dir.join(&segment), vec![0; 600]).unwrap();
+    let report = check(&dir).unwrap();
+    let text = report.to_string();
+    assert!(text.contains("DAMAGED") && text.contains("LOST: generations"), "{text}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["starts"], false);
+    assert!(json["lost"][0].as_u64().unwrap() > 1);
+    let done = recover(&dir, UnixTime(9)).unwrap().to_string();
+    assert!(done.contains("done: ") && done.contains("quarantine/9") && done.contains("LOST"), "{done}");
+}
