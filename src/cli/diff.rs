@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    args::{DIFFERS, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, InstanceArguments, Outcome, block_on, print},
+    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, DIFFERS, InstanceArguments, Outcome, block_on, print},
     node,
 };
 use crate::{
@@ -69,7 +69,7 @@ pub fn diff(arguments: &DiffArguments) -> Outcome {
     let (text, json, is_empty) = match (&arguments.desired, &arguments.observed, &arguments.state_dir) {
         (Some(desired), Some(observed), _) => rendered(&of_files(desired, observed)?),
         (_, _, Some(state_dir)) if arguments.socket.is_none() => rendered(&without_agent(arguments, state_dir)?),
-        _ => match block_on(tokio::time::timeout(AGENT_WITHIN, ask_agent(arguments)))? {
+        _ => match block_on(async { tokio::time::timeout(AGENT_WITHIN, ask_agent(arguments)).await })? {
             Ok(Ok(answer)) => answer,
             Ok(Err(Asked::Refused(message))) => return Err(message.into()),
             Ok(Err(Asked::NotReached(error))) => fall_back(arguments, &error.to_string())?,
@@ -77,7 +77,11 @@ pub fn diff(arguments: &DiffArguments) -> Outcome {
         },
     };
     print(if arguments.json { &json } else { &text });
-    Ok(if is_empty { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
+    Ok(if is_empty {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(DIFFERS)
+    })
 }
 
 /// Text, JSON and whether there is no difference.
@@ -97,7 +101,11 @@ async fn ask_agent(arguments: &DiffArguments) -> Result<Rendered, Asked> {
     let default = PathBuf::from(DEFAULT_SOCKET);
     let socket = arguments.socket.as_ref().unwrap_or(&default);
     let mut client = Client::connect(socket).await.map_err(Asked::NotReached)?;
-    match client.agent_request(AgentRequest::Diff).await.map_err(Asked::NotReached)? {
+    match client
+        .agent_request(AgentRequest::Diff)
+        .await
+        .map_err(Asked::NotReached)?
+    {
         AgentResponse::Err { message } => Err(Asked::Refused(message)),
         AgentResponse::Report { report } => {
             let diff = &report["diff"];
@@ -120,7 +128,10 @@ fn fall_back(arguments: &DiffArguments, why: &str) -> Result<Rendered, Box<dyn s
 
 fn without_agent(arguments: &DiffArguments, state_dir: &Path) -> Result<Diff, Box<dyn std::error::Error>> {
     let document = node::read_document(state_dir)?;
-    let instance = InstanceArguments { state_dir: state_dir.to_owned(), uapi_dir: arguments.uapi_dir.clone() };
+    let instance = InstanceArguments {
+        state_dir: state_dir.to_owned(),
+        uapi_dir: arguments.uapi_dir.clone(),
+    };
     block_on(async {
         let mut engine = node::engine(&instance, document)?;
         engine.inspect().await.map_err(Into::into)
@@ -128,14 +139,15 @@ fn without_agent(arguments: &DiffArguments, state_dir: &Path) -> Result<Diff, Bo
 }
 
 fn of_files(desired: &Path, observed: &Path) -> Result<Diff, Box<dyn std::error::Error>> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()))
-    };
-    let contents = store::contents_of_export(&read(desired)?).map_err(|error| format!("{}: {error}", desired.display()))?;
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(|error| format!("read {}: {error}", path.display()));
+    let contents = store::contents_of(&read(desired)?).map_err(|error| format!("{}: {error}", desired.display()))?;
     let document = Document::from_contents(&contents)?;
     let node: ObservedNode =
         serde_json::from_str(&read(observed)?).map_err(|error| format!("{}: {error}", observed.display()))?;
-    let facts = Facts { mtu: node.mtu, ..Facts::new(node.mark) };
+    let facts = Facts {
+        mtu: node.mtu,
+        ..Facts::new(node.mark)
+    };
     let told = |_: &Key| document.settled();
     let target = lower(&document, &facts, &told, &Scope::Everything);
     let mut snapshot = Snapshot::default();
@@ -149,9 +161,13 @@ pub fn observe(arguments: &ObserveArguments) -> Outcome {
     let document = node::read_document(&instance.state_dir)?;
     let seen = block_on(async {
         let mut engine = node::engine(instance, document)?;
-        engine.look_only().await.map_err(Into::<Box<dyn std::error::Error>>::into)
+        engine.observe().await.map_err(Into::<Box<dyn std::error::Error>>::into)
     })??;
-    let node = ObservedNode { mark: node::mark_of(&instance.state_dir), mtu: DEFAULT_MTU, seen };
+    let node = ObservedNode {
+        mark: node::mark_of(&instance.state_dir),
+        mtu: DEFAULT_MTU,
+        seen,
+    };
     let json: Value = serde_json::to_value(&node)?;
     print(&format!("{json:#}\n"));
     Ok(ExitCode::SUCCESS)

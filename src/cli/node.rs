@@ -34,5 +34,10 @@ pub fn engine(
 ) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
     let mark = mark_of(&instance.state_dir);
     let kernel = platform::open(mark, platform::DataPlaneChoice::Auto, instance.uapi_dir.clone())?;
-    Ok(Engine::new(kernel, SystemClock, Arc::new(RwLock::new(document)), Facts::new(mark)))
+    Ok(Engine::new(
+        kernel,
+        SystemClock,
+        Arc::new(RwLock::new(document)),
+        Facts::new(mark),
+    ))
 }

@@ -46,22 +46,59 @@ fn text(report: &Value) -> String {
     let mut line = |label: &str, value: String| {
         let _ = writeln!(text, "{label:<12} {value}");
     };
-    line("overlayd", format!("{} (pid {}, mark {})", show("version"), show("pid"), show("mark")));
+    line(
+        "overlayd",
+        format!("{} (pid {}, mark {})", show("version"), show("pid"), show("mark")),
+    );
     line("state", show("state_dir"));
-    line("document", format!("generation {}, converged {}", show("generation"), show("converged_generation")));
-    let sync = if report["in_sync"] == true { "in sync" } else { "NOT in sync" };
+    line(
+        "document",
+        format!(
+            "generation {}, converged {}",
+            show("generation"),
+            show("converged_generation")
+        ),
+    );
+    let sync = if report["in_sync"] == true {
+        "in sync"
+    } else {
+        "NOT in sync"
+    };
     line("node", format!("{sync}, {} rounds", show("rounds")));
-    line("device", format!("{}, address {}, key {}", show("device"), show("node_ip"), show("public_key")));
+    line(
+        "device",
+        format!(
+            "{}, address {}, key {}",
+            show("device"),
+            show("node_ip"),
+            show("public_key")
+        ),
+    );
     if report["claimed_key_differs"] == true {
         line("", "the driving daemon claims another public key for this node".into());
     }
     for object in report["objects"].as_array().into_iter().flatten() {
-        line("objects", format!("{} {} {}", object["count"], object["kind"].as_str().unwrap_or(""), object["state"].as_str().unwrap_or("")));
+        line(
+            "objects",
+            format!(
+                "{} {} {}",
+                object["count"],
+                object["kind"].as_str().unwrap_or(""),
+                object["state"].as_str().unwrap_or("")
+            ),
+        );
     }
     for trouble in report["troubled"].as_array().into_iter().flatten() {
         let condition = &trouble["condition"];
         let why = condition["why"].as_str().or(condition["error"].as_str()).unwrap_or("");
-        line("!", format!("{} {}: {why}", trouble["key"].as_str().unwrap_or(""), condition["state"].as_str().unwrap_or("")));
+        line(
+            "!",
+            format!(
+                "{} {}: {why}",
+                trouble["key"].as_str().unwrap_or(""),
+                condition["state"].as_str().unwrap_or("")
+            ),
+        );
     }
     text
 }

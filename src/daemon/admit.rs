@@ -49,7 +49,10 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
             deployment: field("deployment", deployment)?,
             instance: field("instance_id", instance_id)?,
             cluster: field("cluster_cidr", cluster_cidr)?,
-            slice: slice_cidr.as_deref().map(|text| field("slice_cidr", text)).transpose()?,
+            slice: slice_cidr
+                .as_deref()
+                .map(|text| field("slice_cidr", text))
+                .transpose()?,
             port: *wg_port,
             host_adapter_mandatory: *host_adapter_mandatory,
             nat: nat.as_ref().map(nat_settings),
@@ -65,17 +68,28 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
         }
         Request::AddAllowedIp { pubkey, cidr, scope } => {
             node_device("add_allowed_ip", scope)?;
-            Edit::EnsureAllowedIp { peer: field("pubkey", pubkey)?, allowed_ip: field("cidr", cidr)? }
+            Edit::EnsureAllowedIp {
+                peer: field("pubkey", pubkey)?,
+                allowed_ip: field("cidr", cidr)?,
+            }
         }
         Request::RemoveAllowedIp { pubkey, cidr, scope } => {
             node_device("remove_allowed_ip", scope)?;
-            Edit::RemoveAllowedIp { peer: field("pubkey", pubkey)?, allowed_ip: field("cidr", cidr)? }
+            Edit::RemoveAllowedIp {
+                peer: field("pubkey", pubkey)?,
+                allowed_ip: field("cidr", cidr)?,
+            }
         }
-        Request::RegisterDns { name, ip } => Edit::EnsureDns { name: field("name", name)?, ip: *ip },
+        Request::RegisterDns { name, ip } => Edit::EnsureDns {
+            name: field("name", name)?,
+            ip: *ip,
+        },
         Request::UnregisterDns { name } => Edit::RemoveDns(field("name", name)?),
-        Request::WriteScopedResolver { zone, node_ip, port } => {
-            Edit::EnsureResolver { zone: field("zone", zone)?, node_ip: *node_ip, port: *port }
-        }
+        Request::WriteScopedResolver { zone, node_ip, port } => Edit::EnsureResolver {
+            zone: field("zone", zone)?,
+            node_ip: *node_ip,
+            port: *port,
+        },
         Request::RemoveScopedResolver { zone } => Edit::RemoveResolver(field("zone", zone)?),
         Request::NatTick => return Ok(Admitted::Nothing),
         Request::Status => return Ok(Admitted::Status),
@@ -116,11 +130,17 @@ fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
     let keepalive = u16::try_from(peer.persistent_keepalive_secs)
         .map_err(|_| "field \"persistent_keepalive_secs\": must be from 0 to 65535 seconds".to_owned())?;
     let mut allowed_ips: BTreeSet<Cidr> = BTreeSet::new();
-    for text in peer.allowed_ips.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+    for text in peer
+        .allowed_ips
+        .split(',')
+        .map(str::trim)
+        .filter(|text| !text.is_empty())
+    {
         allowed_ips.insert(field("allowed_ips", text)?);
     }
-    let too_long =
-        |candidate: &&crate::wire::NatCandidate| candidate.candidate_type.len() + candidate.address.len() > CANDIDATE_TEXT_MAX;
+    let too_long = |candidate: &&crate::wire::NatCandidate| {
+        candidate.candidate_type.len() + candidate.address.len() > CANDIDATE_TEXT_MAX
+    };
     if peer.candidates.len() > CANDIDATES_MAX || peer.candidates.iter().any(|candidate| too_long(&candidate)) {
         return Err(format!(
             "field \"candidates\": at most {CANDIDATES_MAX} candidates of at most {CANDIDATE_TEXT_MAX} bytes are kept"
@@ -131,7 +151,13 @@ fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
         address: candidate.address.clone(),
         priority: candidate.priority,
     });
-    Ok(PeerRequest { public_key, endpoint, allowed_ips, keepalive, candidates: candidates.collect() })
+    Ok(PeerRequest {
+        public_key,
+        endpoint,
+        allowed_ips,
+        keepalive,
+        candidates: candidates.collect(),
+    })
 }
 
 fn nat_settings(nat: &NatConfig) -> NatSettings {
@@ -175,7 +201,12 @@ mod tests {
     fn allowed_ips_are_a_comma_list_that_may_hold_spaces_or_nothing() {
         let request = peer_request(&peer("192.0.2.1:51820", "10.200.0.5/32, 10.200.1.0/24,")).unwrap();
         assert_eq!(request.allowed_ips.len(), 2);
-        assert!(peer_request(&peer("192.0.2.1:51820", "")).unwrap().allowed_ips.is_empty());
+        assert!(
+            peer_request(&peer("192.0.2.1:51820", ""))
+                .unwrap()
+                .allowed_ips
+                .is_empty()
+        );
     }
 
     #[test]

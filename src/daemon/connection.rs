@@ -47,13 +47,25 @@ struct Outgoing {
 }
 
 /// Serves a connection until either side closes it.
-pub async fn serve(agent: Arc<Agent>, connections: Arc<Connections>, seat: Arc<Seat>, stream: UnixStream, origin: String) {
+pub async fn serve(
+    agent: Arc<Agent>,
+    connections: Arc<Connections>,
+    seat: Arc<Seat>,
+    stream: UnixStream,
+    origin: String,
+) {
     let (reader, writer) = stream.into_split();
     let (answers, outbox) = mpsc::channel(IN_FLIGHT_MAX);
     let events = agent.events.subscribe();
     let writing = write_all(agent.clone(), writer, outbox, events);
     tokio::pin!(writing);
-    let reading = Reading { agent: &agent, connections: &connections, seat: &seat, origin: &origin, held: 0 };
+    let reading = Reading {
+        agent: &agent,
+        connections: &connections,
+        seat: &seat,
+        origin: &origin,
+        held: 0,
+    };
     let why = tokio::select! {
         why = reading.run(reader, answers) => why,
         () = &mut writing => "the client does not read or went away",
@@ -119,7 +131,11 @@ impl Reading<'_> {
                     }
                 }
             }
-            begun = if frames.is_inside_a_frame() { begun.or_else(|| Some(Instant::now())) } else { None };
+            begun = if frames.is_inside_a_frame() {
+                begun.or_else(|| Some(Instant::now()))
+            } else {
+                None
+            };
             let within = self.connections.hold(self.held, frames.held());
             self.held = frames.held();
             if !within {
@@ -135,7 +151,9 @@ impl Reading<'_> {
         answers: &mpsc::Sender<Outgoing>,
     ) -> Result<(), &'static str> {
         self.seat.touch();
-        let Ok(permit) = in_flight.clone().acquire_owned().await else { return Err("stopping") };
+        let Ok(permit) = in_flight.clone().acquire_owned().await else {
+            return Err("stopping");
+        };
         match decode_request(body) {
             Decoded::NotJson => return Err("not JSON"),
             Decoded::NotUnderstood { id: None, message } => {
@@ -144,7 +162,15 @@ impl Reading<'_> {
             Decoded::NotUnderstood { id: Some(id), message } => {
                 self.agent.metrics.requests.with_label_values(&["unknown", "err"]).inc();
                 let bytes = frame_bytes(id, Response::Err { message });
-                self.send(answers, Outgoing { bytes, _permit: Some(permit), written: None }).await?;
+                self.send(
+                    answers,
+                    Outgoing {
+                        bytes,
+                        _permit: Some(permit),
+                        written: None,
+                    },
+                )
+                .await?;
             }
             Decoded::Request { id, request } => {
                 let op = request.op();
@@ -154,10 +180,18 @@ impl Reading<'_> {
                 seat.begin();
                 tokio::spawn(async move {
                     let response = answer::finish(&agent, pending).await;
-                    agent.metrics.requests.with_label_values(&[op, result_word(&response)]).inc();
+                    agent
+                        .metrics
+                        .requests
+                        .with_label_values(&[op, result_word(&response)])
+                        .inc();
                     let (written, left) = tokio::sync::oneshot::channel();
                     let bytes = frame_bytes(id, response);
-                    let outgoing = Outgoing { bytes, _permit: Some(permit), written: Some(written) };
+                    let outgoing = Outgoing {
+                        bytes,
+                        _permit: Some(permit),
+                        written: Some(written),
+                    };
                     // The client may have gone away; what it asked for was done.
                     let _ = answers.send(outgoing).await;
                     seat.end();
@@ -173,7 +207,13 @@ impl Reading<'_> {
                 tokio::spawn(async move {
                     let response = answer::agent_request(&agent, &request).await;
                     let bytes = agent_frame_bytes(id, response);
-                    let _ = answers.send(Outgoing { bytes, _permit: Some(permit), written: None }).await;
+                    let _ = answers
+                        .send(Outgoing {
+                            bytes,
+                            _permit: Some(permit),
+                            written: None,
+                        })
+                        .await;
                     seat.end();
                 });
             }
@@ -187,19 +227,27 @@ impl Reading<'_> {
 }
 
 fn result_word(response: &Response) -> &'static str {
-    if matches!(response, Response::Err { .. }) { "err" } else { "ok" }
+    if matches!(response, Response::Err { .. }) {
+        "err"
+    } else {
+        "ok"
+    }
 }
 
 fn frame_bytes(id: u64, response: Response) -> Vec<u8> {
     encode(&Frame::Response { id, response }).unwrap_or_else(|too_large| {
-        let response = Response::Err { message: too_large.to_string() };
+        let response = Response::Err {
+            message: too_large.to_string(),
+        };
         encode(&Frame::Response { id, response }).unwrap_or_default()
     })
 }
 
 fn agent_frame_bytes(id: u64, response: AgentResponse) -> Vec<u8> {
     encode_agent(&AgentFrame::Response { id, response }).unwrap_or_else(|too_large| {
-        let response = AgentResponse::Err { message: too_large.to_string() };
+        let response = AgentResponse::Err {
+            message: too_large.to_string(),
+        };
         encode_agent(&AgentFrame::Response { id, response }).unwrap_or_default()
     })
 }

@@ -80,7 +80,9 @@ impl Connections {
         let mut open = self.lock();
         let idle = open.values().filter(|seat| seat.busy.load(Ordering::Relaxed) == 0);
         let since = |seat: &&Arc<Seat>| *seat.last_active.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(id) = idle.min_by_key(since).map(|seat| seat.id) else { return false };
+        let Some(id) = idle.min_by_key(since).map(|seat| seat.id) else {
+            return false;
+        };
         if let Some(seat) = open.remove(&id) {
             // A permit is kept for a connection that is not waiting yet.
             seat.close.notify_one();

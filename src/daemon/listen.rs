@@ -36,7 +36,11 @@ pub enum ListenError {
     #[error("directory {0} can be written by everybody; choose a --socket in a directory of mode 0750")]
     OpenDirectory(PathBuf),
     #[error("{doing} {path}")]
-    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
 /// Makes the socket.
@@ -45,7 +49,13 @@ pub enum ListenError {
 /// See [`ListenError`]. Whatever stands at the path is left alone, unless it is a socket that nobody listens on.
 pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
     let path = &settings.socket;
-    let failed = |doing| move |source| ListenError::Io { doing, path: path.clone(), source };
+    let failed = |doing| {
+        move |source| ListenError::Io {
+            doing,
+            path: path.clone(),
+            source,
+        }
+    };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -54,7 +64,10 @@ pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
     check_place(path)?;
     let nest = directory.join(format!(".overlayd-{}", std::process::id()));
     let _ = fs::remove_dir_all(&nest);
-    DirBuilder::new().mode(0o700).create(&nest).map_err(failed("make a private directory beside"))?;
+    DirBuilder::new()
+        .mode(0o700)
+        .create(&nest)
+        .map_err(failed("make a private directory beside"))?;
     let egg = nest.join("s");
     let made = UnixListener::bind(&egg)
         .and_then(|listener| fs::set_permissions(&egg, Permissions::from_mode(SOCKET_MODE)).map(|()| listener))
@@ -65,9 +78,19 @@ pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
 }
 
 fn prepare_directory(directory: &Path, gid: Option<u32>) -> Result<(), ListenError> {
-    let failed = |doing| move |source| ListenError::Io { doing, path: directory.to_owned(), source };
+    let failed = |doing| {
+        move |source| ListenError::Io {
+            doing,
+            path: directory.to_owned(),
+            source,
+        }
+    };
     if !directory.exists() {
-        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(failed("make directory"))?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIRECTORY_MODE)
+            .create(directory)
+            .map_err(failed("make directory"))?;
         // mkdir(2) applies the umask; the mode must be what the documentation says.
         fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE)).map_err(failed("set the mode of"))?;
         std::os::unix::fs::chown(directory, None, gid).map_err(failed("set the group of"))?;
@@ -81,7 +104,9 @@ fn prepare_directory(directory: &Path, gid: Option<u32>) -> Result<(), ListenErr
 }
 
 fn check_place(path: &Path) -> Result<(), ListenError> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
     if !metadata.file_type().is_socket() {
         return Err(ListenError::NotASocket(path.to_owned()));
     }
@@ -108,7 +133,10 @@ pub async fn accept(agent: Arc<Agent>, listener: UnixListener) {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-        agent.metrics.connections.set(i64::try_from(connections.len()).unwrap_or(i64::MAX));
+        agent
+            .metrics
+            .connections
+            .set(i64::try_from(connections.len()).unwrap_or(i64::MAX));
     }
 }
 
@@ -122,15 +150,18 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, id: u64, stream: 
     };
     let settings = &agent.settings;
     let open_to_all = settings.allowed_uids.is_empty() && settings.allowed_gids.is_empty();
-    let is_allowed = open_to_all
-        || settings.allowed_uids.contains(&caller.uid())
-        || settings.allowed_gids.contains(&caller.gid());
+    let is_allowed =
+        open_to_all || settings.allowed_uids.contains(&caller.uid()) || settings.allowed_gids.contains(&caller.gid());
     let origin = match caller.pid() {
         Some(pid) => format!("uid={} gid={} pid={pid}", caller.uid(), caller.gid()),
         None => format!("uid={} gid={}", caller.uid(), caller.gid()),
     };
     if !is_allowed {
-        agent.metrics.connections_closed.with_label_values(&["not allowed"]).inc();
+        agent
+            .metrics
+            .connections_closed
+            .with_label_values(&["not allowed"])
+            .inc();
         tracing::warn!(%origin, "a caller that is not in allowed_uids or allowed_gids was turned away");
         return;
     }
@@ -143,5 +174,11 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, id: u64, stream: 
     }
     let seat = connections.enter(id);
     tracing::debug!(%origin, "connection opened");
-    tokio::spawn(connection::serve(agent.clone(), connections.clone(), seat, stream, origin));
+    tokio::spawn(connection::serve(
+        agent.clone(),
+        connections.clone(),
+        seat,
+        stream,
+        origin,
+    ));
 }

@@ -44,14 +44,20 @@ pub async fn keep_fresh(agent: Arc<Agent>) {
         let mut changed = known.len() != gone;
         for name in names {
             let due = known.get(&name).is_none_or(|known| known.ask_at <= Instant::now());
-            let silent_again = silent.contains(&name) && known.get(&name).is_some_and(|known| known.ask_at > Instant::now() + ASK_AGAIN.0);
+            let silent_again = silent.contains(&name)
+                && known
+                    .get(&name)
+                    .is_some_and(|known| known.ask_at > Instant::now() + ASK_AGAIN.0);
             if due || silent_again {
                 let lookup = lookup.get_or_insert_with(Lookup::of_host);
                 changed |= ask(lookup, name, &mut known).await;
             }
         }
         if changed {
-            let resolved = known.iter().filter_map(|(name, known)| known.ip.map(|ip| (name.clone(), ip))).collect();
+            let resolved = known
+                .iter()
+                .filter_map(|(name, known)| known.ip.map(|ip| (name.clone(), ip)))
+                .collect();
             if agent.commands.clone().send(Command::Resolved(resolved)).await.is_err() {
                 return;
             }
@@ -65,7 +71,9 @@ async fn ask(lookup: &Lookup, name: DnsName, known: &mut BTreeMap<DnsName, Known
     let before = known.get(&name).and_then(|known| known.ip);
     let (ip, again) = match lookup.addresses(&name).await {
         Ok(addresses) => {
-            let ip = before.filter(|ip| addresses.ips.contains(ip)).or_else(|| addresses.ips.first().copied());
+            let ip = before
+                .filter(|ip| addresses.ips.contains(ip))
+                .or_else(|| addresses.ips.first().copied());
             (ip, addresses.ttl.clamp(ASK_AGAIN.0, ASK_AGAIN.1))
         }
         Err(why) => {
@@ -79,7 +87,13 @@ async fn ask(lookup: &Lookup, name: DnsName, known: &mut BTreeMap<DnsName, Known
     if ip != before {
         tracing::info!(%name, ?ip, "an endpoint's host name resolves");
     }
-    known.insert(name, Known { ip, ask_at: Instant::now() + again });
+    known.insert(
+        name,
+        Known {
+            ip,
+            ask_at: Instant::now() + again,
+        },
+    );
     ip != before
 }
 
@@ -91,10 +105,15 @@ fn endpoint_names(agent: &Agent) -> (BTreeSet<DnsName>, BTreeSet<DnsName>) {
     let mut names = BTreeSet::new();
     let mut silent = BTreeSet::new();
     for (public_key, peer) in document.peers() {
-        let Some(Host::Name(name)) = peer.endpoint.as_ref().map(|endpoint| &endpoint.host) else { continue };
+        let Some(Host::Name(name)) = peer.endpoint.as_ref().map(|endpoint| &endpoint.host) else {
+            continue;
+        };
         names.insert(name.clone());
         let Some(device) = document.device_name() else { continue };
-        let seen = view.snapshot.find(&Key::Peer { device, public_key: *public_key });
+        let seen = view.snapshot.find(&Key::Peer {
+            device,
+            public_key: *public_key,
+        });
         let handshake = seen.and_then(|seen| seen.stats).and_then(|stats| stats.last_handshake);
         if handshake.is_some_and(|at| now.since(at) > SESSION_LIFETIME) {
             silent.insert(name.clone());

@@ -45,7 +45,9 @@ pub async fn serve(agent: Arc<Agent>) {
     };
     let places = Arc::new(Semaphore::new(SCRAPES_MAX));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -85,7 +87,10 @@ fn answer(agent: &Agent, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         "/metrics" => text(StatusCode::OK, agent.metrics.render(agent)),
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" if agent.view.read().progress.ready => text(StatusCode::OK, "ready\n".into()),
-        "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the first round has not ended\n".into()),
+        "/readyz" => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the first round has not ended\n".into(),
+        ),
         _ => text(StatusCode::NOT_FOUND, "try /metrics, /healthz or /readyz\n".into()),
     }
 }

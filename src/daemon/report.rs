@@ -24,13 +24,21 @@ const HOST_PRIORITY: u32 = 100;
 pub fn status(agent: &Agent) -> StatusSnapshot {
     let document = agent.document();
     let view = agent.view.read();
-    let Some(overlay) = document.overlay() else { return StatusSnapshot::default() };
+    let Some(overlay) = document.overlay() else {
+        return StatusSnapshot::default();
+    };
     let device = overlay.device_name();
-    let is_up = view.snapshot.find(&Key::Link(device.clone())).is_some_and(Observed::is_ours);
+    let is_up = view
+        .snapshot
+        .find(&Key::Link(device.clone()))
+        .is_some_and(Observed::is_ours);
     StatusSnapshot {
         interface: is_up.then(|| device.to_string()),
         node_ip: document.node_ip(),
-        public_key: document.node_key().and_then(|key| key.public).map(|key| key.to_string()),
+        public_key: document
+            .node_key()
+            .and_then(|key| key.public)
+            .map(|key| key.to_string()),
         overlay_cidr: Some(overlay.cluster.to_string()),
         slice_cidr: overlay.slice.map(|slice| slice.to_string()),
         peer_count: u32::try_from(document.peers().len()).unwrap_or(u32::MAX),
@@ -41,9 +49,14 @@ pub fn status(agent: &Agent) -> StatusSnapshot {
 }
 
 fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
-    let Some(device) = document.device_name() else { return Vec::new() };
+    let Some(device) = document.device_name() else {
+        return Vec::new();
+    };
     let status = |(public_key, peer): (&crate::ids::WgPublicKey, &crate::desired::PeerRecord)| {
-        let seen = snapshot.find(&Key::Peer { device: device.clone(), public_key: *public_key });
+        let seen = snapshot.find(&Key::Peer {
+            device: device.clone(),
+            public_key: *public_key,
+        });
         let learned = seen.and_then(|seen| match &seen.spec {
             Spec::Peer(peer) => peer.endpoint.map(|endpoint| endpoint.address.to_string()),
             _ => None,
@@ -53,7 +66,12 @@ fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
         PeerStatus {
             public_key: public_key.to_string(),
             endpoint: learned.unwrap_or_else(declared),
-            allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+            allowed_ips: peer
+                .allowed_ips
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
             last_handshake_unix_secs: handshake.and_then(|at| i64::try_from(at.0).ok()).unwrap_or(0),
         }
     };
@@ -63,7 +81,9 @@ fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
 /// The candidates that are known without asking anybody: the host's own addresses with the device's port.
 pub fn nat_status(agent: &Agent) -> NatStatus {
     let document = agent.document();
-    let Some(overlay) = document.overlay() else { return NatStatus::default() };
+    let Some(overlay) = document.overlay() else {
+        return NatStatus::default();
+    };
     let candidate = |ip: IpAddr| NatCandidate {
         candidate_type: "host".into(),
         address: SocketAddr::new(ip, overlay.port).to_string(),
@@ -71,7 +91,11 @@ pub fn nat_status(agent: &Agent) -> NatStatus {
     };
     let candidates: Vec<NatCandidate> = platform::host_addresses().into_iter().map(candidate).collect();
     let last_refresh = crate::clock::Clock::now(&agent.clock).unix.0;
-    NatStatus { candidates, peers: Vec::new(), last_refresh }
+    NatStatus {
+        candidates,
+        peers: Vec::new(),
+        last_refresh,
+    }
 }
 
 /// The report of `overlayd status`: generations, conditions, trouble.
@@ -91,7 +115,10 @@ pub fn agent_status(agent: &Agent) -> Value {
         .map(|(key, condition)| json!({ "key": key, "condition": condition }))
         .collect();
     let own_key = document.node_key().and_then(|key| key.public);
-    let claim_differs = document.node().claimed_key.is_some_and(|claimed| Some(claimed) != own_key);
+    let claim_differs = document
+        .node()
+        .claimed_key
+        .is_some_and(|claimed| Some(claimed) != own_key);
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),

@@ -27,7 +27,7 @@ use crate::{
     clock::{Clock, SystemClock},
     desired::{
         Committed, Committer, Document, Record, RecordKey,
-        store::{DiskStore, StoreError},
+        store::{DiskStore, Opened, StoreError, Write},
     },
     object::{KeyPair, Mark},
     platform,
@@ -50,10 +50,10 @@ pub enum RunError {
     Store(#[from] StoreError),
     #[error("the document cannot be read; nothing was changed; run `overlayd store check`")]
     Document(#[from] crate::desired::BadRecord),
+    #[error("the store holds no private key of this node; import a copy that was made with --with-secrets")]
+    NoKey,
     #[error(transparent)]
     Listen(#[from] ListenError),
-    #[error("open the kernel's interfaces: {0}")]
-    Platform(String),
     #[error("{0}")]
     Process(&'static str, #[source] std::io::Error),
 }
@@ -143,22 +143,25 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     };
     let mark = Mark::of_instance(&identity);
     let generation = document.generation();
-    let mut kernel = platform::open(&platform::Options {
-        mark,
-        data_plane: data_plane(&settings),
-        uapi_dir: settings.uapi_dir.clone(),
-    })
-    .await
-    .map_err(|error| RunError::Platform(error.to_string()))?;
+    let choice = data_plane(&settings);
+    let kernel = platform::open(mark, choice, settings.uapi_dir.clone())
+        .map_err(|error| RunError::Process("open the kernel's interfaces", error))?;
     let listener = listen::bind(&settings)?;
 
     let inbox = Arc::new(Inbox::default());
-    let metrics: Arc<OnceLock<Arc<Agent>>> = Arc::new(OnceLock::new());
-    let committer = Committer::start(document, Box::new(store), clock, announce(inbox.clone(), metrics.clone()))
-        .map_err(|error| RunError::Process("start the committer", error))?;
-    let facts = Facts { mtu: settings.mtu, ..Facts::new(mark) };
+    let latecomer: Arc<OnceLock<Arc<Agent>>> = Arc::new(OnceLock::new());
+    let committer = Committer::start(
+        document,
+        Box::new(store),
+        clock,
+        announce(inbox.clone(), latecomer.clone()),
+    )
+    .map_err(|error| RunError::Process("start the committer", error))?;
+    let facts = Facts {
+        mtu: settings.mtu,
+        ..Facts::new(mark)
+    };
     let resync_every = settings.resync_every;
-    let _ = &mut kernel;
     let engine = Engine::new(kernel, clock, committer.document(), facts);
     let (commands, queue) = runtime::commands();
     let (covered, covered_so_far) = watch::channel(0);
@@ -175,14 +178,24 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         events: broadcast::channel(EVENT_QUEUE).0,
         stop: watch::channel(None).0,
     });
-    let _ = metrics.set(agent.clone());
+    let _ = latecomer.set(agent.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), generation, %mark, socket = %agent.settings.socket.display(), "started");
     let overruns = {
         let agent = agent.clone();
         Arc::new(move || agent.metrics.netlink_overruns.inc())
     };
-    let options = RuntimeOptions { resync_every, jitter_seed: u64::from(mark.link_group()) };
-    tokio::spawn(runtime::run(engine, inbox, queue, options, overruns, after_round(agent.clone(), covered)));
+    let options = RuntimeOptions {
+        resync_every,
+        jitter_seed: u64::from(mark.link_group()),
+    };
+    tokio::spawn(runtime::run(
+        engine,
+        inbox,
+        queue,
+        options,
+        overruns,
+        after_round(agent.clone(), covered),
+    ));
     tokio::spawn(names::keep_fresh(agent.clone()));
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
@@ -192,16 +205,29 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
 
 /// Opens or makes the store and reads the document. Runs on a thread of its own: disks may be slow.
 fn open_store(state_dir: &Path) -> Result<(DiskStore, Document, String), RunError> {
+    // Drawn before the store is opened and used only when there is none yet: the key is made once and kept.
+    let mut bytes = [0; 32];
+    OsRng.try_fill_bytes(&mut bytes).map_err(|error| {
+        RunError::Process(
+            "draw random bytes for the node's key",
+            std::io::Error::other(error.to_string()),
+        )
+    })?;
     let first_records = || {
-        let mut bytes = [0; 32];
-        OsRng
-            .try_fill_bytes(&mut bytes)
-            .map_err(|error| std::io::Error::other(format!("no random bytes for the node's key: {error}")))?;
         let key = Record::NodeKey(KeyPair::from_private(PrivateKey::from_random_bytes(bytes)));
-        Ok(vec![(RecordKey::NodeKey.to_string(), key.encode())])
+        vec![Write {
+            key: RecordKey::NodeKey.to_string(),
+            value: Some(key.encode()),
+        }]
     };
-    let (store, contents) = DiskStore::open_or_create(state_dir, first_records)?;
+    let Opened { store, contents, notes } = DiskStore::open(state_dir, SystemClock.now().unix, first_records)?;
+    for note in notes {
+        tracing::warn!(%note, "store");
+    }
     let document = Document::from_contents(&contents)?;
+    if document.node_key().is_none_or(|key| key.private.is_none()) {
+        return Err(RunError::NoKey);
+    }
     let identity = std::fs::canonicalize(state_dir)
         .map_err(|error| RunError::Process("find the path of the state directory", error))?;
     Ok((store, document, identity.to_string_lossy().into_owned()))
@@ -267,7 +293,9 @@ fn log_round(finished: &Finished<'_>) {
     for action in &round.actions {
         match &action.error {
             None => tracing::debug!(object = %action.key, action = action.verb, "done"),
-            Some(why) => tracing::warn!(object = %action.key, action = action.verb, result = action.result, %why, "not done"),
+            Some(why) => {
+                tracing::warn!(object = %action.key, action = action.verb, result = action.result, %why, "not done")
+            }
         }
     }
     for (key, cause) in &round.drift {
@@ -294,7 +322,9 @@ async fn tell_service_manager(agent: Arc<Agent>) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     let mut rounds = None;
     loop {
         let now = agent.view.read().progress.rounds;

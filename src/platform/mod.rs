@@ -22,6 +22,11 @@ use crate::{
 pub mod linux;
 pub mod sim;
 
+#[cfg(target_os = "linux")]
+pub use linux::{
+    DataPlaneChoice, LinuxKernel as NativeKernel, host_candidates as host_addresses, open, run_device_process,
+};
+
 /// What a round wants to know about the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interest {

@@ -25,7 +25,7 @@ use crate::{
     clock::{Clock, Now},
     desired::Document,
     object::{Key, Spec, Subsystem},
-    observed::{Coverage, Snapshot},
+    observed::{Coverage, Observation, Snapshot},
     platform::{ActionError, Interest, Kernel},
 };
 
@@ -182,6 +182,12 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let plan = plan(&target, &snapshot, &Scope::Everything, now.unix);
         let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
         Ok(Diff::new(&document, &target, &plan))
+    }
+
+    /// What is on the node now, in the places that the document is about. Changes nothing, not even the cache.
+    pub async fn observe(&mut self) -> Result<Observation, String> {
+        let interest = self.interest();
+        self.kernel.observe(&interest).await.map_err(|error| error.to_string())
     }
 
     async fn full_round(&mut self) -> Round {

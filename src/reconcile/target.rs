@@ -16,9 +16,7 @@ use std::{
 use crate::{
     desired::{Document, OverlayRecord, PeerRecord},
     ids::{Cidr, DnsName, Host, IfName, WgPublicKey},
-    object::{
-        DeviceSpec, EndpointSpec, Key, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem,
-    },
+    object::{DeviceSpec, EndpointSpec, Key, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem},
 };
 
 /// MTU of the overlay device in bytes: an Ethernet underlay of 1500 less 80 for IPv6, UDP and WireGuard (A28).

@@ -23,13 +23,13 @@ pub mod agent;
 pub mod frame;
 pub mod limits;
 
+pub use crate::secret::SecretText;
 pub use agent::{AgentFrame, AgentRequest, AgentResponse, decode_agent_frame};
 pub use codec::{FrameReader, Oversized, TooLarge, encode, encode_agent};
 pub use event::Event;
 pub use frame::{Decoded, Frame, decode_frame, decode_request};
 pub use nat::{NatCandidate, NatConfig, NatPeer, NatStatus, RelayServer, TurnServer};
 pub use overlay::{OverlayConfig, OverlayMode, PeerScope, PeerSpec};
-pub use crate::secret::SecretText;
 pub use refusal::Refusal;
 pub use request::{AttachHandle, Request};
 pub use response::{

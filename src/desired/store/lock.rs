@@ -16,7 +16,7 @@ use super::port::StoreError;
 
 /// Held for as long as the value lives.
 #[derive(Debug)]
-pub(super) struct DirLock {
+pub struct DirLock {
     _file: File,
 }
 
@@ -24,7 +24,7 @@ impl DirLock {
     /// The lock, at once.
     ///
     /// *Errors*: [`StoreError::InUse`] when another process, or another store of this one, has it.
-    pub(super) fn take(state_dir: &Path) -> Result<Self, StoreError> {
+    pub fn take(state_dir: &Path) -> Result<Self, StoreError> {
         let path = state_dir.join(LOCK);
         let file = OpenOptions::new()
             .write(true)
@@ -35,7 +35,9 @@ impl DirLock {
             .map_err(|source| io_error("open", &path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: state_dir.display().to_string() }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
+                path: state_dir.display().to_string(),
+            }),
             Err(TryLockError::Error(source)) => Err(io_error("lock", &path, source)),
         }
     }

@@ -25,10 +25,11 @@ mod scan;
 mod survey;
 mod watermark;
 
+pub use lock::DirLock;
 pub use memory::{Fault, MemoryStore};
 pub use open::{DiskStore, Limits, Opened};
 pub use port::{Contents, Entry, Store, StoreError, Write};
-pub use recover::{check, export, history, import, read_only, recover};
+pub use recover::{check, contents_of, export, history, import, read_only, recover};
 pub use report::{Finding, Part, Report, State};
 
 #[cfg(test)]
