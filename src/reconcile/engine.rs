@@ -17,15 +17,16 @@ use std::{
 use super::{
     apply::{Outcome, apply},
     explain::Diff,
-    ledger::{Condition, Ledger},
+    ledger::{Condition, Ledger, NOT_WANTED},
+    order::Undone,
     plan::{Plan, Reason, Step, Withheld, plan},
     target::{Facts, Scope, Target, lower, places},
 };
 use crate::{
-    clock::{Clock, Now},
+    clock::{Clock, Now, backoff},
     desired::Document,
     object::{Key, Spec, Subsystem},
-    observed::{Coverage, Observation, Snapshot},
+    observed::{Observation, Snapshot},
     platform::{ActionError, Interest, Kernel},
 };
 
@@ -109,6 +110,8 @@ pub struct Engine<K, C> {
     view: SharedView,
     /// False before the first look and after anything that makes the cache doubtful.
     trusted: bool,
+    /// Full rounds in a row that could not see all of the node.
+    partial_looks: u32,
 }
 
 impl<K: Kernel, C: Clock> Engine<K, C> {
@@ -122,6 +125,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             settled,
             view: SharedView::default(),
             trusted: false,
+            partial_looks: 0,
         }
     }
 
@@ -153,11 +157,14 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let mut view = self.view.write();
         view.progress.rounds += 1;
         view.progress.in_sync = round.in_sync;
-        if round.in_sync {
+        // A round about some keys does not answer for the other edits of its generation; `cover` does.
+        if round.in_sync && round.full {
             view.progress.converged = view.progress.converged.max(round.generation);
         }
         view.progress.ready |= round.full && round.blind.is_none();
-        round.again_at = round.again_at.into_iter().chain(view.ledger.next_due()).min();
+        if round.blind.is_none() {
+            round.again_at = round.again_at.into_iter().chain(view.ledger.next_due()).min();
+        }
         round
     }
 
@@ -165,6 +172,9 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     pub fn cover(&mut self, generation: u64) {
         let mut view = self.view.write();
         view.progress.covered = view.progress.covered.max(generation);
+        if view.progress.in_sync {
+            view.progress.converged = view.progress.converged.max(view.progress.covered);
+        }
     }
 
     /// What a full round would do now. Changes nothing, not even the cache.
@@ -224,7 +234,19 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             self.carry_out(&target, &due, &mut round).await;
         }
         self.trusted = true;
+        self.retry_partial_look(&mut round);
         round
+    }
+
+    /// What could not be seen whole is looked at again sooner than the next periodic look, with growing pauses.
+    fn retry_partial_look(&mut self, round: &mut Round) {
+        if is_whole(&self.view.read()) {
+            self.partial_looks = 0;
+            return;
+        }
+        self.partial_looks = self.partial_looks.saturating_add(1);
+        let at = self.clock.now().instant + backoff(self.partial_looks);
+        round.again_at = Some(round.again_at.map_or(at, |sooner| sooner.min(at)));
     }
 
     async fn scoped_round(&mut self, mut keys: BTreeSet<Key>) -> Round {
@@ -257,6 +279,8 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let mut view = self.view.write();
         for key in &keys {
             match target.objects.get(key) {
+                // It could not be removed: what is known of its tries stays.
+                None if stuck.contains(key) => {}
                 None => view.ledger.forget(key),
                 Some(wanted) => {
                     let withheld = plan.withheld.get(key);
@@ -265,7 +289,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             }
         }
         note_incomplete(&mut view.ledger, &target);
-        round.in_sync = view.ledger.is_in_sync() && !failed;
+        round.in_sync = view.ledger.is_in_sync() && !failed && is_whole(&view);
         round
     }
 
@@ -335,16 +359,24 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         (target, plan)
     }
 
-    /// The steps whose objects do not back off.
+    /// The steps that may be tried now: an object that backs off waits, and with it what stands on it.
     fn due(&self, target: &Target, plan: &Plan) -> Vec<Step> {
         let now = self.clock.now();
-        let view = self.view.read();
-        let is_due = |step: &&Step| {
+        let mut view = self.view.write();
+        let mut undone = Undone::default();
+        let mut due = Vec::new();
+        for step in &plan.steps {
             let key = step.action.key();
-            view.ledger
-                .is_due(key, target.objects.get(key).map(|wanted| wanted.since), now)
-        };
-        plan.steps.iter().filter(is_due).cloned().collect()
+            let since = target.objects.get(key).map(|wanted| wanted.since);
+            if let Some(cause) = undone.cause(&step.action) {
+                view.ledger.set(key, waits_for(cause));
+            } else if view.ledger.is_due(key, since, now) {
+                due.push(step.clone());
+                continue;
+            }
+            undone.note(&step.action);
+        }
+        due
     }
 
     /// Applies steps and writes their outcomes down; true when one failed.
@@ -360,7 +392,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let mut view = self.view.write();
         for (step, outcome) in steps.iter().zip(outcomes) {
             let key = step.action.key();
-            let since = target.objects.get(key).map_or(0, |wanted| wanted.since);
+            let since = target.objects.get(key).map_or(NOT_WANTED, |wanted| wanted.since);
             let (result, error) = match outcome {
                 Outcome::Done => {
                     if is_drift(&view, step, since) {
@@ -372,12 +404,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
                 }
                 Outcome::Skipped(cause) => {
                     failed = true;
-                    view.ledger.set(
-                        key,
-                        Condition::Pending {
-                            why: format!("waits for {cause}"),
-                        },
-                    );
+                    view.ledger.set(key, waits_for(&cause));
                     ("skipped", Some(format!("waits for {cause}")))
                 }
                 Outcome::Failed(error) => {
@@ -423,10 +450,18 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             );
         }
         note_incomplete(&mut view.ledger, target);
-        let whole = Subsystem::ALL
-            .into_iter()
-            .all(|part| *view.snapshot.coverage(part) == Coverage::Whole);
-        round.in_sync = plan.steps.is_empty() && plan.withheld.is_empty() && whole && view.ledger.is_in_sync();
+        let settled = plan.steps.is_empty() && plan.withheld.is_empty();
+        round.in_sync = settled && is_whole(&view) && view.ledger.is_in_sync();
+    }
+}
+
+fn is_whole(view: &View) -> bool {
+    Subsystem::ALL.into_iter().all(|part| view.snapshot.is_whole(part))
+}
+
+fn waits_for(other: &Key) -> Condition {
+    Condition::Pending {
+        why: format!("waits for {other}"),
     }
 }
 
@@ -435,7 +470,7 @@ fn is_drift(view: &View, step: &Step, since: u64) -> bool {
     let key = step.action.key();
     let only_endpoint = matches!(&step.reason, Reason::Changed(fields) if fields.iter().all(|f| f.field == "endpoint"));
     match &step.reason {
-        Reason::Extra => view.progress.ready && view.ledger.realized_at(key).is_none(),
+        Reason::Extra => view.progress.ready && !view.ledger.was_wanted(key),
         Reason::Missing | Reason::Changed(_) | Reason::Replaced => {
             !only_endpoint && view.ledger.realized_at(key) == Some(since)
         }
@@ -465,21 +500,8 @@ fn settle_key(ledger: &mut Ledger, key: &Key, since: u64, withheld: Option<&With
                 why: format!("waits for {other}"),
             },
         ),
-        Some(Withheld::Unseen(why)) => {
-            let error = format!("not seen whole: {why}");
-            ledger.set(
-                key,
-                Condition::Failing {
-                    attempts: 0,
-                    since: now.unix,
-                    error,
-                },
-            );
-        }
-        None if stuck && ledger.is_contended(key) => {
-            let why = "contended: another program keeps undoing it".into();
-            ledger.set(key, Condition::Blocked { why });
-        }
+        Some(Withheld::Unseen(why)) => ledger.unseen(key, why, now),
+        None if stuck && ledger.is_contended(key, now) => ledger.contend(key),
         // What failed said so itself; what was skipped waits for it.
         None if stuck => {}
         None => ledger.realize(key, since),

@@ -90,7 +90,7 @@ pub struct FieldChange {
 pub enum Withheld {
     /// Something that is not ours has the place.
     Blocked(String),
-    /// It needs an object that is itself blocked.
+    /// It needs an object that is itself blocked, or that this plan does not bring about.
     WaitsFor(Key),
     /// The part of the node that it lives in could not be seen whole.
     Unseen(String),
@@ -254,12 +254,15 @@ impl Planner<'_> {
         );
     }
 
-    /// What stands in the way of `key` besides the object itself: a link that is not ours.
+    /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
     fn obstacle(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
-        let link = Key::Link(link_of(key, spec)?.clone());
+        let name = link_of(key, spec)?;
+        let link = Key::Link(name.clone());
+        let is_made = || self.target.wants(&link).is_some() && self.snapshot.is_whole(Subsystem::Link);
         match self.snapshot.find(&link).map(|seen| &seen.owner) {
-            Some(Owner::Stranger(_)) => Some(Withheld::WaitsFor(link)),
-            Some(Owner::Ours) | None => None,
+            Some(Owner::Ours) => None,
+            None if is_made() => None,
+            Some(Owner::Stranger(_)) | None => Some(Withheld::WaitsFor(link)),
         }
     }
 
