@@ -17,7 +17,7 @@ use super::checkpoint::{Checkpoint, Look, remove_old_looks};
 use super::disk::{Disk, RealDisk, io_error, parent, replace};
 use super::export;
 use super::frame::Joins;
-use super::journal::Journal;
+use super::journal::{Journal, refill};
 use super::layout::{self, CREATING, FORMAT, PARTS, QUARANTINE, SLED};
 use super::lock::DirLock;
 use super::port::{Contents, Entry, Store, StoreError, Write};
@@ -170,7 +170,7 @@ impl DiskStore {
         let Rebuilt { contents, base } = survey.verdict().map_err(|what| damaged(state_dir, what))?;
         let mut notes = Vec::new();
         if let Some(torn) = &survey.scan.torn {
-            notes.push(cut_off(&*disk, state_dir, now, torn)?);
+            notes.push(cut_off(&*disk, state_dir, limits, now, torn)?);
         }
         let exported = survey.exported();
         let mut store = Self {
@@ -362,18 +362,20 @@ fn new_quarantine(disk: &dyn Disk, state_dir: &Path, now: UnixTime) -> Result<Pa
 }
 
 /// Keeps a copy of the torn end and cuts it off.
-fn cut_off(disk: &dyn Disk, state_dir: &Path, now: UnixTime, torn: &Torn) -> Result<String, StoreError> {
+fn cut_off(
+    disk: &dyn Disk,
+    state_dir: &Path,
+    limits: Limits,
+    now: UnixTime,
+    torn: &Torn,
+) -> Result<String, StoreError> {
     let name = torn.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let bytes = fs::read(&torn.path).map_err(|source| io_error("read", &torn.path, source))?;
     let target = new_quarantine(disk, state_dir, now)?;
-    replace(disk, &target.join(format!("{name}.torn-at-{}", torn.keep)), &bytes[torn.keep as usize..])?;
+    replace(disk, &target.join(format!("{name}.torn-at-{}", torn.keep)), &bytes[torn.keep as usize..torn.len as usize])?;
     let cut = || match torn.keep {
         0 => disk.remove(&torn.path).and_then(|()| disk.sync_dir(parent(&torn.path))),
-        keep => {
-            let mut file = disk.open(&torn.path)?;
-            file.truncate(keep)?;
-            file.sync()
-        }
+        keep => refill(&mut *disk.open(&torn.path)?, keep, limits.segment_bytes),
     };
     cut().map_err(|source| io_error("cut", &torn.path, source))?;
     let bytes = torn.len - torn.keep;
