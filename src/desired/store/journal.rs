@@ -4,6 +4,9 @@
 //!
 //! Upholds I-01 (no `Ok` before the disk said so; after an error nothing is left) and I-12 (only the next generation is taken).
 //!
+//! A segment is filled with zeros when it is made, and overwritten: an append that makes a file longer waits for the file system's own
+//! journal too, which was measured to cost seven times as much (docs/decisions/0003-durability.md).
+//!
 //! A failed wait for the disk is not like a failed write: the kernel drops the pages that it could not write and the next wait
 //! succeeds without them. Only a full disk is taken for a reason to go on afterwards.
 
@@ -38,19 +41,10 @@ impl Journal {
         segment_bytes: u64,
     ) -> Result<Self, StoreError> {
         let dir = state_dir.join(JOURNAL);
-        disk.create_dir(&dir)
-            .map_err(|source| io_error("create", &dir, source))?;
-        disk.sync_dir(state_dir)
-            .map_err(|source| io_error("write", state_dir, source))?;
-        let (file, segment) = new_segment(&*disk, state_dir, first, joins)?;
-        Ok(Self {
-            disk,
-            state_dir: state_dir.into(),
-            segments: vec![segment],
-            file,
-            segment_bytes,
-            stopped: false,
-        })
+        disk.create_dir(&dir).map_err(|source| io_error("create", &dir, source))?;
+        disk.sync_dir(state_dir).map_err(|source| io_error("write", state_dir, source))?;
+        let (file, segment) = new_segment(&*disk, state_dir, first, joins, segment_bytes)?;
+        Ok(Self { disk, state_dir: state_dir.into(), segments: vec![segment], file, segment_bytes, stopped: false })
     }
 
     /// Goes on where a healthy scan ended. The caller has cut off what was torn.
@@ -63,14 +57,7 @@ impl Journal {
         let segments = scan.segments.clone();
         let path = segments.last().map(|s| s.path.clone()).unwrap_or_default();
         let file = disk.open(&path).map_err(|source| io_error("open", &path, source))?;
-        Ok(Self {
-            disk,
-            state_dir: state_dir.into(),
-            segments,
-            file,
-            segment_bytes,
-            stopped: false,
-        })
+        Ok(Self { disk, state_dir: state_dir.into(), segments, file, segment_bytes, stopped: false })
     }
 
     /// The last generation that is in it.
@@ -90,20 +77,13 @@ impl Journal {
         }
         for (entry, due) in entries.iter().zip(self.end() + 1..) {
             if entry.generation != due {
-                return Err(StoreError::OutOfOrder {
-                    last: due - 1,
-                    found: entry.generation,
-                });
+                return Err(StoreError::OutOfOrder { last: due - 1, found: entry.generation });
             }
         }
-        let Some(last) = entries.last().map(|e| e.generation) else {
-            return Ok(());
-        };
+        let Some(last) = entries.last().map(|e| e.generation) else { return Ok(()) };
         let frame = frame::encode(entries, settled)?;
         self.rotate_for(frame.len() as u64)?;
-        let Some(segment) = self.segments.last_mut() else {
-            unreachable!("a journal has a segment from its first moment")
-        };
+        let Some(segment) = self.segments.last_mut() else { unreachable!("a journal has a segment from its first moment") };
         let wrote = self.file.write_at(segment.len, &frame);
         let synced = wrote.as_ref().is_ok().then(|| self.file.sync());
         match (wrote, synced) {
@@ -123,7 +103,7 @@ impl Journal {
 
     /// Starts a segment at `first` although entries before it are missing here; the checkpoint has them.
     pub(super) fn jump_to(&mut self, first: u64) -> Result<(), StoreError> {
-        let (file, segment) = new_segment(&*self.disk, &self.state_dir, first, Joins::Checkpoint)?;
+        let (file, segment) = new_segment(&*self.disk, &self.state_dir, first, Joins::Checkpoint, self.segment_bytes)?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -138,14 +118,10 @@ impl Journal {
                 break;
             }
             let path = oldest.path.clone();
-            self.disk
-                .remove(&path)
-                .map_err(|source| io_error("remove", &path, source))?;
+            self.disk.remove(&path).map_err(|source| io_error("remove", &path, source))?;
             // Oldest first and each on the disk before the next: a power cut must not leave a hole in the middle.
             let dir = self.state_dir.join(JOURNAL);
-            self.disk
-                .sync_dir(&dir)
-                .map_err(|source| io_error("write", &dir, source))?;
+            self.disk.sync_dir(&dir).map_err(|source| io_error("write", &dir, source))?;
             total -= oldest.len;
             self.segments.remove(0);
             removed = true;
@@ -157,13 +133,11 @@ impl Journal {
     }
 
     fn rotate_for(&mut self, bytes: u64) -> Result<(), StoreError> {
-        let Some(segment) = self.segments.last() else {
-            return Ok(());
-        };
+        let Some(segment) = self.segments.last() else { return Ok(()) };
         if segment.last < segment.first || segment.len + bytes <= self.segment_bytes {
             return Ok(());
         }
-        let (file, segment) = new_segment(&*self.disk, &self.state_dir, segment.last + 1, Joins::Previous)?;
+        let (file, segment) = new_segment(&*self.disk, &self.state_dir, segment.last + 1, Joins::Previous, self.segment_bytes)?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -171,10 +145,8 @@ impl Journal {
 
     /// Cuts the file back to what it held before the failed append.
     fn give_back(&mut self, source: io::Error, stop: bool) -> Result<(), StoreError> {
-        let Some(segment) = self.segments.last() else {
-            unreachable!("an append failed in some segment")
-        };
-        let undone = self.file.truncate(segment.len).and_then(|()| self.file.sync());
+        let Some(segment) = self.segments.last() else { unreachable!("an append failed in some segment") };
+        let undone = refill(&mut *self.file, segment.len, self.segment_bytes);
         if let Err(undo) = &undone {
             tracing::error!(path = %segment.path.display(), error = %undo, "journal could not be cut back after a failed write");
         }
@@ -190,10 +162,16 @@ impl Journal {
     }
 
     fn stopped_error(&self) -> StoreError {
-        StoreError::Stopped {
-            path: self.state_dir.display().to_string(),
-        }
+        StoreError::Stopped { path: self.state_dir.display().to_string() }
     }
+}
+
+/// Cuts a segment back to `keep` bytes, on the disk, and fills it up with zeros again.
+pub(super) fn refill(file: &mut dyn DiskFile, keep: u64, segment_bytes: u64) -> io::Result<()> {
+    file.truncate(keep)?;
+    // Only for speed, so a full disk is no reason to fail: a part of zeros is as right as all of them.
+    let _ = file.write_at(keep, &vec![0; segment_bytes.saturating_sub(keep) as usize]);
+    file.sync()
 }
 
 /// True for "no space" in its three spellings; the file system refused before anything was overwritten.
@@ -208,28 +186,22 @@ fn new_segment(
     state_dir: &Path,
     first: u64,
     joins: Joins,
+    segment_bytes: u64,
 ) -> Result<(Box<dyn DiskFile>, Segment), StoreError> {
     let dir = state_dir.join(JOURNAL);
     let path = dir.join(segment_name(first));
     let header = SegmentHeader { first, joins }.encode();
+    let mut blank = header.to_vec();
+    blank.resize(blank.len().max(segment_bytes as usize), 0);
     let make = || {
         let mut file = disk.create(&path)?;
-        file.write_at(0, &header)?;
+        file.write_at(0, &blank)?;
         file.sync()?;
         disk.sync_dir(&dir)?;
         Ok(file)
     };
     match make() {
-        Ok(file) => Ok((
-            file,
-            Segment {
-                path,
-                first,
-                last: first - 1,
-                joins,
-                len: header.len() as u64,
-            },
-        )),
+        Ok(file) => Ok((file, Segment { path, first, last: first - 1, joins, len: header.len() as u64 })),
         Err(source) => {
             // A header without frames is harmless, half a header is read as an unfinished birth: removing it is tidiness.
             let _ = disk.remove(&path);
