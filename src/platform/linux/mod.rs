@@ -1,1 +1,26 @@
-//! The Linux backend. (under construction)
+//! The Linux backend: links, addresses, routes and sysctls by rtnetlink and procfs, WireGuard by generic netlink.
+//!
+//! Owns [`LinuxKernel`] (a [`Kernel`](super::Kernel) over the network namespace that the process lives in) and
+//! [`host_candidates`]. Leaves every decision to [`reconcile`](crate::reconcile) and the userspace data plane to [`userspace`].
+//!
+//! Upholds I-03 (the link group is read again right before a change), I-04 (group, protocol and metric are in the create request),
+//! I-05 (a dump that was interrupted, or that held something unreadable, is `Partial`), I-13, I-14, I-15 (every call has a limit).
+//!
+//! There is no cache of interface indexes between calls: a link that was deleted and made again has the same name and another
+//! index (A38), so each action asks for the link by name and then works on the index of the link whose mark it has just seen.
+
+mod addresses;
+mod candidates;
+mod errno;
+mod kernel;
+mod links;
+mod monitor;
+mod observe;
+mod routes;
+mod socket;
+mod sysctls;
+mod userspace;
+mod wireguard;
+
+pub use candidates::host_candidates;
+pub use kernel::{DataPlane, DataPlaneChoice, LinuxKernel, LinuxOptions};
