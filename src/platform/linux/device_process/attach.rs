@@ -11,7 +11,10 @@ use gotatun::{
     packet::{Ip, Packet, PacketBufPool},
     tun::{IpRecv, IpSend, MtuWatcher},
 };
-use tokio::{io::unix::AsyncFd, sync::watch};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::watch,
+};
 
 /// Packets that are taken from the TUN before the rest of the process gets its turn.
 const BATCH: usize = 64;
@@ -40,7 +43,10 @@ impl Tun {
     pub(super) fn new(file: File, mtu: u16) -> io::Result<(Self, TunControl)> {
         let (mtu_feed, mtu) = watch::channel(mtu);
         let (gone, gone_watch) = watch::channel(false);
-        let file = Arc::new(AsyncFd::register(file)?);
+        // SAFETY: a File answers the same open descriptor as long as it lives, and it is moved in.
+        let file = Arc::new(unsafe {
+            AsyncFd::register_with_interest(file, Interest::READABLE | Interest::WRITABLE | Interest::ERROR)
+        }?);
         let control = TunControl {
             mtu: mtu_feed,
             gone: gone_watch,
@@ -83,7 +89,8 @@ impl IpRecv for Tun {
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         let mut packets = Vec::with_capacity(BATCH);
         while packets.is_empty() {
-            let mut ready = self.file.readable().await?;
+            // A queue whose interface was deleted is not readable; it only has an error.
+            let mut ready = self.file.ready(Interest::READABLE | Interest::ERROR).await?;
             match self.read_batch(pool, &mut packets) {
                 Ok(true) => {}
                 Ok(false) => ready.clear_ready(),
@@ -113,7 +120,7 @@ impl IpSend for Tun {
             match self.file.get_ref().write(&bytes) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    let mut ready = self.file.writable().await?;
+                    let mut ready = self.file.ready(Interest::WRITABLE | Interest::ERROR).await?;
                     ready.clear_ready();
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

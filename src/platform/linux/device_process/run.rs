@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
@@ -113,10 +113,13 @@ async fn live(args: &DeviceArgs) -> Result<(), DeviceError> {
     loop {
         tokio::select! {
             () = serve(&listening.listener, &engine, &connections) => {}
-            () = look_until_unreachable(&place, &listening, &mtu_feed, control_socket.as_fd(), &args.ifname) => {
-                tracing::warn!(interface = %args.ifname, "socket file was removed; made again");
-                listening = place.listen()?;
-            }
+            finding = look_around(&place, &listening, &mtu_feed, control_socket.as_fd(), &args.ifname) => match finding {
+                Finding::SocketRemoved => {
+                    tracing::warn!(interface = %args.ifname, "socket file was removed; made again");
+                    listening = place.listen()?;
+                }
+                Finding::InterfaceGone => break,
+            },
             _ = gone.wait_for(|gone| *gone) => {
                 tracing::info!(interface = %args.ifname, "interface was deleted");
                 break;
@@ -128,22 +131,34 @@ async fn live(args: &DeviceArgs) -> Result<(), DeviceError> {
     Ok(())
 }
 
-/// Hands MTU changes on. Returns when the socket file is no longer ours.
-async fn look_until_unreachable(
+/// What a look around found.
+enum Finding {
+    /// The path leads to another file, or to none.
+    SocketRemoved,
+    /// Nothing has the interface's name: it was deleted before anybody read from it, renamed or moved.
+    InterfaceGone,
+}
+
+/// Hands MTU changes on, until something is found that needs more.
+async fn look_around(
     place: &Place,
     listening: &Listening,
     mtu_feed: &watch::Sender<u16>,
-    socket: std::os::fd::BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
     ifname: &IfName,
-) {
+) -> Finding {
     let mut ticks = tokio::time::interval(LOOK_INTERVAL);
     loop {
         ticks.tick().await;
-        if let Ok(mtu) = tun::mtu_of(socket, ifname) {
-            mtu_feed.send_if_modified(|known| std::mem::replace(known, mtu) != mtu);
+        match tun::mtu_of(socket, ifname) {
+            Ok(mtu) => {
+                mtu_feed.send_if_modified(|known| std::mem::replace(known, mtu) != mtu);
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Finding::InterfaceGone,
+            Err(error) => tracing::debug!(%error, "read the MTU"),
         }
         if !place.still_reachable(listening) {
-            return;
+            return Finding::SocketRemoved;
         }
     }
 }

@@ -1,0 +1,8 @@
+//! Tests against a real kernel, each in a network and mount namespace of its own. See `lab.rs`.
+
+#![cfg(target_os = "linux")]
+
+mod device;
+mod device_scale;
+mod lab;
+mod tunnel;
