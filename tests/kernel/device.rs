@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    net::{SocketAddr, UdpSocket},
     os::unix::net::UnixStream,
     process::Command,
     time::{Duration, Instant},
@@ -14,7 +15,7 @@ use overlayd::platform::linux::{
 };
 
 use crate::{
-    lab::{delete_link, isolated},
+    lab::{delete_link, isolated, set_mtu},
     tunnel::{End, Flood, GROUP, ifname, pair, wait_for_end, wait_for_traffic},
 };
 
@@ -464,5 +465,31 @@ fn a_tun_is_made_with_its_mark_and_never_over_an_interface_that_exists() {
             )
         });
         assert_eq!((group, mtu), (Some(GROUP), Some(1420)));
+    });
+}
+
+#[test]
+fn large_packets_pass_when_the_mtu_is_large() {
+    isolated(|| {
+        let (a, b) = pair();
+        for end in [&a, &b] {
+            end.node.block_on(|| async { set_mtu("wgt", 9000).await });
+        }
+        // The process looks at the MTU once a second.
+        std::thread::sleep(second() * 3 / 2);
+        wait_for_traffic(&a, &b, 5 * second()).unwrap();
+        let (from, to) = (SocketAddr::new(a.inner(), 0), SocketAddr::new(b.inner(), 0));
+        let receiver = b.node.run(move || UdpSocket::bind(to)).unwrap();
+        receiver.set_read_timeout(Some(second())).unwrap();
+        let sender = a.node.run(move || UdpSocket::bind(from)).unwrap();
+        for length in [1300, 4096, 4200, 8900] {
+            let sent: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            sender.send_to(&sent, receiver.local_addr().unwrap()).unwrap();
+            let mut received = vec![0; 10_000];
+            let (got, _) = receiver
+                .recv_from(&mut received)
+                .unwrap_or_else(|error| panic!("{length} bytes: {error}"));
+            assert_eq!(&received[..got], &sent[..]);
+        }
     });
 }

@@ -1,7 +1,7 @@
 //! Namespaces for kernel tests: every test runs in a child process that has a network and a mount namespace of its own.
 //!
 //! Owns the re-execution of the test binary, [`Node`] (one more network namespace) and the wire between two of them. What a test prints on
-//! standard output is handed on only when it failed; lines that begin with `MEASURED:` always.
+//! standard output is handed on only when it failed; what follows `MEASURED:` always.
 //!
 //! A test that is not allowed here is not passed over in silence: it prints `SKIPPED: name: reason`, and the count.
 
@@ -74,13 +74,17 @@ pub fn isolated<F: FnOnce()>(body: F) {
     };
     let text = reader.join().unwrap();
     let mut stderr = std::io::stderr();
-    for line in text.lines().filter(|line| line.starts_with("MEASURED:")) {
+    // The test harness writes the first line of a test behind its name.
+    for line in text
+        .lines()
+        .filter_map(|line| line.find("MEASURED:").map(|at| &line[at..]))
+    {
         let _ = writeln!(stderr, "{line}");
     }
     if status.code() == Some(SKIP) {
         let reason = text
             .lines()
-            .find_map(|line| line.strip_prefix("SKIP: "))
+            .find_map(|line| line.split_once("SKIP: ").map(|(_, reason)| reason))
             .unwrap_or("no reason given");
         let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
         let _ = writeln!(stderr, "SKIPPED: {name}: {reason} ({count} skipped so far)");
@@ -270,4 +274,12 @@ pub async fn delete_link(link: &str) {
     tokio::spawn(connection);
     let index = nix::net::if_::if_nametoindex(link).unwrap();
     handle.link().del(index).execute().await.unwrap();
+}
+
+pub async fn set_mtu(link: &str, mtu: u32) {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    let index = nix::net::if_::if_nametoindex(link).unwrap();
+    let change = LinkUnspec::new_with_index(index).mtu(mtu).build();
+    handle.link().change(change).execute().await.unwrap();
 }
