@@ -3,6 +3,7 @@
 use std::{
     io::Write,
     net::{SocketAddr, UdpSocket},
+    os::fd::AsRawFd,
     os::unix::net::UnixStream,
     process::Command,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use overlayd::platform::linux::{
-    device_process::create_persistent,
+    device_process::{create_persistent, start},
     uapi::{AllowedIpChange, DeviceChange, PeerChange, PresharedKey, SecretChange, UapiChange, UapiError},
 };
 
@@ -491,5 +492,68 @@ fn large_packets_pass_when_the_mtu_is_large() {
                 .unwrap_or_else(|error| panic!("{length} bytes: {error}"));
             assert_eq!(&received[..got], &sent[..]);
         }
+    });
+}
+
+#[test]
+fn a_binary_that_was_deleted_by_an_upgrade_still_starts_a_process() {
+    isolated(|| {
+        let (a, b) = pair();
+        let pid = a.signal(Signal::SIGKILL);
+        wait_for_end(pid, second()).expect("dead");
+        std::fs::copy(env!("CARGO_BIN_EXE_overlayd"), "/run/overlayd").unwrap();
+        let binary = std::fs::File::open("/run/overlayd").unwrap();
+        std::fs::remove_file("/run/overlayd").unwrap();
+        std::fs::write(a.dir.join("wgt.log"), "").unwrap();
+        let dir = a.dir.clone();
+        a.node.block_on(move || async move {
+            let exe = format!("/proc/self/fd/{}", binary.as_raw_fd());
+            start(exe.as_ref(), &ifname(), &dir).await.unwrap();
+        });
+        let pid = a.pid();
+        let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap();
+        let environment = String::from_utf8(read("environ")).unwrap();
+        assert!(
+            environment
+                .split_terminator('\0')
+                .all(|line| line.starts_with("PATH=") || line.starts_with("RUST_LOG=")),
+            "{environment}"
+        );
+        assert_eq!(
+            std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(),
+            std::path::Path::new("/")
+        );
+        let arguments = String::from_utf8(read("cmdline")).unwrap();
+        assert_eq!(arguments, "overlayd\0wg-device\0wgt\0--uapi-dir\0/run/wg1\0");
+        drop(b);
+    });
+}
+
+#[test]
+fn a_new_private_key_is_followed_by_a_handshake_as_soon_as_the_far_side_knows_it() {
+    isolated(|| {
+        let (a, b) = pair();
+        wait_for_traffic(&a, &b, 5 * second()).unwrap();
+        let flood = Flood::start(&a, &b);
+        let new = overlayd::secret::PrivateKey::from_random_bytes([99; 32]);
+        let gone = PeerChange {
+            remove: true,
+            ..PeerChange::of(a.public_key())
+        };
+        let come = PeerChange {
+            public_key: new.public_key(),
+            ..End::whole(&a)
+        };
+        b.set(vec![UapiChange::Peer(gone), UapiChange::Peer(come)]).unwrap();
+        let key = DeviceChange {
+            private_key: Some(SecretChange::Set(new)),
+            ..DeviceChange::default()
+        };
+        a.set(vec![UapiChange::Device(key)]).unwrap();
+        std::thread::sleep(second());
+        let report = flood.finish();
+        println!("MEASURED: key rotation under traffic: {report:?}");
+        assert!(report.gap < second(), "{report:?}");
+        assert_eq!(a.get().peers.len(), 1);
     });
 }

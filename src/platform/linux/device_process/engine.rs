@@ -84,12 +84,18 @@ impl Engine {
         if new_key.is_none() && self.private_key.is_none() && request.peers.iter().any(makes_peers) {
             return Err(libc::ENOKEY);
         }
+        let rotated = new_key.is_some() && self.private_key.is_some() && new_key != self.private_key;
         self.set_device(new_key, request.device.listen_port, request.device.fwmark)
             .await?;
         let own = self.private_key.as_ref().map(PrivateKey::public_key);
         // A device is no peer of itself; the kernel drops such a peer without a word.
         request.peers.retain(|peer| Some(peer.public_key) != own);
-        self.set_peers(&request, own).await
+        let mut shake = self.set_peers(&request, own).await?;
+        if rotated {
+            // The sessions of the old key are gone, and the far sides do not know it.
+            shake = self.ledger.keys().collect();
+        }
+        Ok(shake)
     }
 
     /// The device as it is, keys included.

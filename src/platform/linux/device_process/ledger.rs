@@ -284,6 +284,44 @@ mod tests {
         assert_ne!(first, next);
     }
 
+    fn numbered(number: u32) -> PeerChange {
+        let mut bytes = [1; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        let net = Cidr::host(std::net::Ipv4Addr::from(0x0a00_0000 + number).into());
+        PeerChange {
+            allowed_ips: vec![AllowedIpChange::Add(net)],
+            ..PeerChange::of(WgPublicKey::from_bytes(bytes))
+        }
+    }
+
+    #[test]
+    fn one_more_peer_costs_our_side_next_to_nothing_whatever_number_is_there() {
+        use crate::platform::linux::uapi::{Request, SetRequest, decode_request, encode_set};
+        let mut ledger = Ledger::default();
+        let mut present = 0;
+        for count in [100, 1_000, 10_000] {
+            for number in present..count {
+                ledger.apply(&numbered(number), false, None);
+            }
+            let request = SetRequest {
+                peers: (count..count + 100).map(numbered).collect(),
+                ..SetRequest::default()
+            };
+            let text = encode_set(&request);
+            let begin = std::time::Instant::now();
+            let Ok(Request::Set(request)) = decode_request(text.trim_end().as_bytes()) else {
+                panic!()
+            };
+            for change in &request.peers {
+                assert_eq!(ledger.apply(change, false, None).len(), 1);
+            }
+            let each = begin.elapsed() / 100;
+            println!("MEASURED: own share of one more peer with {count} present: {each:?}");
+            assert!(each < Duration::from_millis(1), "{each:?}");
+            present = count + 100;
+        }
+    }
+
     fn change() -> impl Strategy<Value = PeerChange> {
         let allowed_ip = (0u8..6, any::<bool>()).prop_map(|(third, add)| {
             let net = net(&format!("10.0.{third}.0/24"));

@@ -1,7 +1,9 @@
 //! Starts a device process that outlives the one who starts it.
 
 use std::{
+    fs::OpenOptions,
     io,
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -39,7 +41,7 @@ pub enum StartError {
 /// Starts `exe wg-device IFNAME --uapi-dir DIR` and waits until it answers. A process that serves the interface already is left alone.
 ///
 /// # Guarantees
-/// The process has a session of its own, no open files but `/dev/null`, `/` as directory and no environment but `PATH` and the log filters.
+/// The process has a session of its own, no open files but `/dev/null` (and its log, where `<dir>/<ifname>.log` exists), `/` as directory and no environment but `PATH` and the log filters.
 ///
 /// # Assumes
 /// It is called inside a tokio runtime, which reaps the process if it ends while the runtime lives. `dir` is absolute.
@@ -55,6 +57,10 @@ pub async fn start(exe: &Path, ifname: &IfName, dir: &Path) -> Result<(), StartE
     }
     let mut child = spawn(exe, ifname, dir).map_err(StartError::Spawn)?;
     let outcome = wait_for_answer(&client, &mut child).await;
+    if let Err(StartError::Silent(_)) = outcome {
+        // Whatever keeps it from answering, it is of no use; the next round starts another.
+        let _ = child.start_kill();
+    }
     tokio::spawn(async move { child.wait().await });
     outcome
 }
@@ -74,7 +80,7 @@ fn spawn(exe: &Path, ifname: &IfName, dir: &Path) -> io::Result<Child> {
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(log_file(ifname, dir))
         .kill_on_drop(false);
     // SAFETY: between fork and exec the closure makes two system calls and no allocation.
     unsafe {
@@ -86,6 +92,15 @@ fn spawn(exe: &Path, ifname: &IfName, dir: &Path) -> io::Result<Child> {
         });
     }
     command.spawn()
+}
+
+/// The file `<dir>/<ifname>.log` where an operator has made one to see what the process says, else nothing.
+fn log_file(ifname: &IfName, dir: &Path) -> Stdio {
+    let file = OpenOptions::new()
+        .append(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(dir.join(format!("{ifname}.log")));
+    file.map_or_else(|_| Stdio::null(), Stdio::from)
 }
 
 async fn wait_for_answer(client: &UapiClient, child: &mut Child) -> Result<(), StartError> {
