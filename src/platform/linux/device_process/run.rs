@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -29,6 +29,10 @@ pub const DEFAULT_UAPI_DIR: &str = "/var/run/wireguard";
 
 /// How often the MTU and the socket file are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a killed predecessor may hold the lock, the socket or the TUN: its threads end one after the other.
+const PATIENCE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
 
 /// What `overlayd wg-device` is told. Nothing secret: keys come over the socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +60,15 @@ pub enum DeviceError {
 }
 
 impl DeviceError {
+    /// True for what a predecessor that is just ending would cause.
+    fn may_pass(&self) -> bool {
+        match self {
+            DeviceError::AlreadyRunning | DeviceError::SocketTaken => true,
+            DeviceError::Tun(TunError::Attach(_, error)) => error.raw_os_error() == Some(libc::EBUSY),
+            DeviceError::Place(_) | DeviceError::Tun(_) | DeviceError::Runtime(_) | DeviceError::Device(_) => false,
+        }
+    }
+
     /// Exit status of the process, so that its starter can tell the cases apart.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -93,8 +106,9 @@ pub fn run(args: DeviceArgs) -> Result<(), DeviceError> {
 
 async fn live(args: &DeviceArgs) -> Result<(), DeviceError> {
     let mut stops = Stops::new().map_err(DeviceError::Runtime)?;
-    let place = Place::take(&args.uapi_dir, &args.ifname)?;
-    let file = tun::attach(&args.ifname)?;
+    let patience = Instant::now() + PATIENCE;
+    let place = insist(patience, || Place::take(&args.uapi_dir, &args.ifname)).await?;
+    let file = insist(patience, || tun::attach(&args.ifname).map_err(DeviceError::from)).await?;
     let control_socket = tun::control_socket().map_err(DeviceError::Runtime)?;
     let mtu = tun::mtu_of(control_socket.as_fd(), &args.ifname).map_err(DeviceError::Runtime)?;
     let (tun, control) = Tun::new(file, mtu).map_err(DeviceError::Runtime)?;
@@ -108,7 +122,7 @@ async fn live(args: &DeviceArgs) -> Result<(), DeviceError> {
     let engine = Rc::new(Mutex::new(engine));
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Last, so that an answer on the socket means that the device works.
-    let mut listening = place.listen()?;
+    let mut listening = insist(patience, || place.listen()).await?;
     tracing::info!(interface = %args.ifname, mtu, "device process serves");
     loop {
         tokio::select! {
@@ -129,6 +143,16 @@ async fn live(args: &DeviceArgs) -> Result<(), DeviceError> {
     }
     place.clear(&listening);
     Ok(())
+}
+
+/// Tries again while the cause may be a former process that is being taken apart by the kernel.
+async fn insist<T>(until: Instant, mut attempt: impl FnMut() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+    loop {
+        match attempt() {
+            Err(error) if error.may_pass() && Instant::now() < until => tokio::time::sleep(RETRY_PAUSE).await,
+            other => return other,
+        }
+    }
 }
 
 /// What a look around found.

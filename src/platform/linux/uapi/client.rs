@@ -163,10 +163,11 @@ impl UapiClient {
             return Err(UapiError::ForeignOwner(peer.uid()));
         }
         let pid = peer.pid().unwrap_or(0);
-        if !in_own_network_namespace(pid) {
-            return Err(UapiError::ForeignNamespace(pid));
+        match whereabouts(pid) {
+            Whereabouts::Here => Ok((stream, pid)),
+            Whereabouts::Elsewhere => Err(UapiError::ForeignNamespace(pid)),
+            Whereabouts::Ended => Err(UapiError::NotRunning),
         }
-        Ok((stream, pid))
     }
 }
 
@@ -196,15 +197,39 @@ fn from_io(error: io::Error) -> UapiError {
     }
 }
 
-/// True when the process lives in the network namespace of the calling thread. One that cannot be read is foreign, unless it is ourselves.
-fn in_own_network_namespace(pid: i32) -> bool {
+/// Where the process that serves a socket lives.
+#[derive(Debug, PartialEq, Eq)]
+enum Whereabouts {
+    /// In the network namespace of the calling thread.
+    Here,
+    Elsewhere,
+    /// It was killed. Its socket takes connections until the last of its threads is gone.
+    Ended,
+}
+
+/// A process that cannot be looked at is elsewhere, unless it is ourselves.
+fn whereabouts(pid: i32) -> Whereabouts {
     let identity = |path: &str| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
     let Ok(own) = identity("/proc/thread-self/ns/net") else {
-        return false;
+        return Whereabouts::Elsewhere;
     };
     match identity(&format!("/proc/{pid}/ns/net")) {
-        Ok(theirs) => theirs == own,
-        Err(_) => u32::try_from(pid).is_ok_and(|pid| pid == std::process::id()),
+        Ok(theirs) if theirs == own => Whereabouts::Here,
+        Ok(_) => Whereabouts::Elsewhere,
+        Err(_) if u32::try_from(pid).is_ok_and(|pid| pid == std::process::id()) => Whereabouts::Here,
+        Err(_) if pid > 0 && has_ended(pid) => Whereabouts::Ended,
+        Err(_) => Whereabouts::Elsewhere,
+    }
+}
+
+/// True for a zombie, and for a process that is gone.
+fn has_ended(pid: i32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The name before the state is in parentheses and may hold any character.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
 
@@ -263,9 +288,20 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_cannot_be_looked_at_is_foreign() {
-        assert!(!in_own_network_namespace(0));
-        assert!(!in_own_network_namespace(-1));
-        assert!(in_own_network_namespace(std::process::id() as i32));
+    fn a_process_that_cannot_be_looked_at_is_foreign_and_one_that_ended_is_not_running() {
+        assert_eq!(whereabouts(0), Whereabouts::Elsewhere);
+        assert_eq!(whereabouts(-1), Whereabouts::Elsewhere);
+        assert_eq!(
+            whereabouts(i32::try_from(std::process::id()).unwrap()),
+            Whereabouts::Here
+        );
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        while whereabouts(pid) == Whereabouts::Here {
+            std::thread::yield_now();
+        }
+        assert_eq!(whereabouts(pid), Whereabouts::Ended, "a zombie");
+        child.wait().unwrap();
+        assert_eq!(whereabouts(pid), Whereabouts::Ended);
     }
 }
