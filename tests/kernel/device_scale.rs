@@ -60,7 +60,6 @@ fn one_more_peer_costs_little_whatever_number_is_there() {
             let all = begin.elapsed();
             let added = count - present;
             let add = median(|turn| a.set(peers(count + turn..count + turn + 1)).unwrap());
-            present = count + 9;
             let same = median(|_| a.set(peers(0..1)).unwrap());
             let edit = median(|turn| {
                 let keepalive = Some(u16::try_from(turn).unwrap() + 1);
@@ -70,6 +69,14 @@ fn one_more_peer_costs_little_whatever_number_is_there() {
                 })])
                 .unwrap();
             });
+            let remove = median(|turn| {
+                let gone = PeerChange {
+                    remove: true,
+                    ..numbered(count + turn)
+                };
+                a.set(vec![UapiChange::Peer(gone)]).unwrap();
+            });
+            present = count;
             let get = median(|_| assert_eq!(a.get().peers.len(), present as usize));
             let status = std::fs::read_to_string(format!("/proc/{}/status", a.pid())).unwrap();
             let memory = status
@@ -78,7 +85,7 @@ fn one_more_peer_costs_little_whatever_number_is_there() {
                 .unwrap_or_default();
             println!(
                 "MEASURED: {count} peers: {added} at once {all:?}; one more {add:?}; the same again {same:?}; \
-                 keepalive of one {edit:?}; get {get:?}; {memory}"
+                 keepalive of one {edit:?}; removal of one {remove:?}; get {get:?}; {memory}"
             );
             assert!(add < Duration::from_millis(200));
         }

@@ -20,8 +20,12 @@ use crate::{ids::IfName, platform::ActionError};
 /// Default time limit of one call. A `get` of ten thousand peers takes about 0.1 s on two cores.
 pub const CALL_LIMIT: Duration = Duration::from_secs(3);
 
-/// Peers that travel in one message. Ten thousand new peers cost the device 2 s, which would not leave room under [`CALL_LIMIT`].
-const PEERS_PER_MESSAGE: usize = 1000;
+/// What one message may cost the device, in tenths of a millisecond: a third of [`CALL_LIMIT`].
+const MESSAGE_COST: u32 = 10_000;
+/// A new peer, measured on two cores.
+const NEW_PEER_COST: u32 = 2;
+/// A change or removal of one peer among ten thousand: gotatun walks all allowed IPs of the device.
+const CHANGE_COST: u32 = 100;
 
 /// Why a device did not answer, or what it answered.
 #[derive(Debug, thiserror::Error)]
@@ -93,23 +97,30 @@ impl UapiClient {
             .map_err(UapiError::Errno)
     }
 
-    /// Applies the changes in order. Up to 1,000 peers travel in one message, which is applied whole or not at all.
+    /// Applies the changes in order: up to 5,000 new or 100 changed peers in one message, which is checked whole before any of it is applied.
     ///
     /// # Errors
     /// [`UapiError`] of the first message that failed; the messages before it took effect.
     pub async fn set(&self, changes: &[UapiChange]) -> Result<(), UapiError> {
         let mut request = SetRequest::default();
+        let mut cost = 0;
         for change in changes {
             match change {
                 UapiChange::Device(device) => {
                     // Device fields come first in a message, so the peers before them have to be on their way.
                     self.flush(&mut request).await?;
                     request.device = device.clone();
+                    cost = 0;
                 }
-                UapiChange::Peer(peer) => request.peers.push(peer.clone()),
+                UapiChange::Peer(peer) => {
+                    let known = peer.update_only || peer.remove;
+                    cost += if known { CHANGE_COST } else { NEW_PEER_COST };
+                    request.peers.push(peer.clone());
+                }
             }
-            if request.peers.len() >= PEERS_PER_MESSAGE {
+            if cost >= MESSAGE_COST {
                 self.flush(&mut request).await?;
+                cost = 0;
             }
         }
         self.flush(&mut request).await
