@@ -14,6 +14,7 @@ pub mod sim;
 
 #[cfg(target_os = "linux")]
 pub use linux::{
-    DataPlaneChoice, LinuxKernel as NativeKernel, host_candidates as host_addresses, lab, open, run_device_process,
+    DataPlaneChoice, LinuxKernel as NativeKernel, LinuxOptions as NativeOptions, device_process,
+    host_candidates as host_addresses, lab,
 };
 pub use port::{ActionError, Hint, Interest, Kernel, ObserveError};

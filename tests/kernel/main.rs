@@ -1,6 +1,11 @@
-//! Tests against a real kernel, each in network namespaces that it makes itself.
+//! Tests against a real kernel, each in a network and mount namespace of its own. See `lab.rs`.
 //!
 //! What the kernel at hand lacks is printed as `SKIPPED: <test>: <reason>`.
 
-#[cfg(target_os = "linux")]
+#![cfg(target_os = "linux")]
+
+mod device;
+mod device_scale;
+mod lab;
 mod linux;
+mod tunnel;

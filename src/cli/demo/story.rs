@@ -18,7 +18,7 @@ use crate::{
     cli::{args::print, node::mark_of},
     ids::{Cidr, IfName, WgPublicKey},
     object::{Key, PeerSpec, RouteSpec, Spec},
-    platform::{self, DataPlaneChoice, Kernel},
+    platform::{DataPlaneChoice, Kernel, NativeKernel, NativeOptions},
     wire::{PeerScope, PeerSpec as WirePeer, Request, Response},
 };
 
@@ -170,7 +170,7 @@ fn meddle(a: &Node, left: &Victims) -> Story {
     ];
     let uapi_dir = a.uapi_dir();
     let outcomes = a.namespace.run_async(async |_| {
-        let mut kernel = platform::open(mark, DataPlaneChoice::Auto, uapi_dir)?;
+        let mut kernel = NativeKernel::open(NativeOptions::new(mark, DataPlaneChoice::Auto, uapi_dir))?;
         let mut outcomes = Vec::new();
         for (key, was) in removals {
             outcomes.extend(kernel.execute(&[Action::Delete { key, was }]).await);

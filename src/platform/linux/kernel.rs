@@ -58,6 +58,12 @@ pub struct LinuxOptions {
     pub capture: Option<Sender<Vec<u8>>>,
 }
 
+impl LinuxOptions {
+    pub fn new(mark: Mark, data_plane: DataPlaneChoice, uapi_dir: PathBuf) -> Self {
+        Self { mark, data_plane, uapi_dir, capture: None }
+    }
+}
+
 /// The kernel of the network namespace in which the process lives.
 pub struct LinuxKernel {
     pub(super) mark: Mark,
@@ -84,7 +90,7 @@ impl LinuxKernel {
             mark: options.mark,
             monitor: Some(Monitor::open(options.mark, scope.clone())?),
             wireguard: WireGuard::open(options.capture)?,
-            userspace: Userspace::new(options.uapi_dir, options.mark),
+            userspace: Userspace::new(&options.uapi_dir, options.mark)?,
             choice: options.data_plane,
             address_protocol: None,
             route,
@@ -162,12 +168,7 @@ impl LinuxKernel {
                 links::settle(&mut self.route, self.mark, &link, link_spec(to)?).await
             }
             Action::Delete { .. } => match self.ours(name).await {
-                Ok(link) => {
-                    if plane(&link) == Some(DataPlane::Userspace) {
-                        self.userspace.stop(name).await?;
-                    }
-                    links::delete(&mut self.route, &link).await
-                }
+                Ok(link) => links::delete(&mut self.route, &link).await,
                 Err(ActionError::Gone(_)) => Ok(()),
                 Err(error) => Err(error),
             },
@@ -187,7 +188,7 @@ impl LinuxKernel {
             }
         }
         match links::find(&mut self.route, name).await {
-            Ok(None) => self.userspace.create_link(name, spec).await?,
+            Ok(None) => self.userspace.create_link(name, spec)?,
             // Ours is what was wanted; a stranger's is told by the look below.
             Ok(Some(_)) => {}
             Err(fault) => return Err(fault.to_action(&format!("find link {name}"))),

@@ -97,7 +97,10 @@ impl Namespace {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub fn run_async<T: Send>(&self, work: impl AsyncFnOnce(rtnetlink::Handle) -> io::Result<T> + Send) -> io::Result<T> {
+    pub fn run_async<T: Send>(
+        &self,
+        work: impl AsyncFnOnce(rtnetlink::Handle) -> io::Result<T> + Send,
+    ) -> io::Result<T> {
         self.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
@@ -126,7 +129,7 @@ impl Namespace {
             let mut peer = LinkMessage::default();
             peer.attributes.extend([LinkAttribute::IfName(other_name.into()), LinkAttribute::NetNsFd(there)]);
             let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-                .name(name.into())
+                .name(name.to_owned())
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
                 .build();
             netlink.link().add(pair).execute().await.map_err(io::Error::other)?;
@@ -145,7 +148,7 @@ async fn bring_up(netlink: &rtnetlink::Handle, name: &str, address: IpNet) -> io
 
 async fn index_of(netlink: &rtnetlink::Handle, name: &str) -> io::Result<u32> {
     use futures::TryStreamExt;
-    let found = netlink.link().get().match_name(name.into()).execute().try_next().await.map_err(io::Error::other)?;
+    let found = netlink.link().get().match_name(name.to_owned()).execute().try_next().await.map_err(io::Error::other)?;
     found.map(|link| link.header.index).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
 }
 
