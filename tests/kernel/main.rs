@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 
 mod device;
+mod device_life;
 mod device_scale;
 mod lab;
 mod linux;

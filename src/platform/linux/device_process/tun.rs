@@ -17,6 +17,10 @@ use netlink_packet_route::{
     link::{LinkAttribute, LinkMessage},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::TimeVal,
+};
 
 use crate::ids::IfName;
 
@@ -24,6 +28,8 @@ use crate::ids::IfName;
 const FLAGS: libc::c_short = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
 /// `IFF_TUN_EXCL` (`linux/if_tun.h`): fail instead of attaching to a TUN that exists.
 const EXCLUSIVE: u16 = 0x8000;
+/// Longest wait for the kernel's acknowledgement; it answers at once unless somebody holds the rtnl lock.
+const ANSWER_LIMIT_SECONDS: libc::time_t = 3;
 /// `IFF_PERSIST` (`linux/if_tun.h`), as `TUNGETIFF` reports it.
 const PERSISTENT: u16 = 0x0800;
 
@@ -179,6 +185,7 @@ fn set_group_and_mtu(index: u32, group: u32, mtu: u32) -> io::Result<()> {
     link.attributes.push(LinkAttribute::Mtu(mtu));
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::new(ANSWER_LIMIT_SECONDS, 0))?;
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_ACK;
     header.sequence_number = 1;
@@ -203,10 +210,6 @@ where
             None => Ok(()),
             Some(_) => Err(answer.to_io()),
         },
-        NetlinkPayload::Done(_)
-        | NetlinkPayload::Noop
-        | NetlinkPayload::Overrun(_)
-        | NetlinkPayload::InnerMessage(_) => Err(io::Error::other("no acknowledgement")),
         _ => Err(io::Error::other("no acknowledgement")),
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the typed form of a change ([`UapiChange`], [`SetRequest`]) and of a dump ([`DeviceState`]), their one way into text and back, and
 //! [`UapiClient`]. Leaves serving the socket to [`device_process`](super::device_process), which uses the same two codecs.
 //!
-//! Upholds I-08 (nothing here can ask for a replacement), I-14, I-15 (every call has a time limit and a byte limit), B1, B27.
+//! Upholds I-08 and A2 ([`changes_for`] never asks for a replacement; the flags exist because `wg` sends them), I-14, I-15 (every call has a time limit and a byte limit), B1, B27.
 //!
 //! A socket path belongs to a mount namespace and a device to a network namespace. Two agents can meet on one path, so the client asks
 //! the kernel who serves the socket before it believes a word.
