@@ -20,7 +20,7 @@ use crate::{
     cli::args::block_on,
     client::Client,
     platform::lab::Namespace,
-    wire::{Request, Response, StatusSnapshot},
+    wire::{AgentRequest, AgentResponse, Request, Response, StatusSnapshot},
 };
 
 /// Longest wait for an agent to be ready, or for a repair.
@@ -134,11 +134,20 @@ impl Node {
         }
     }
 
+    /// Makes the agent look at the node now, so that its next status is fresh.
+    pub fn look_again(&self) -> Result<(), Box<dyn Error>> {
+        let resync = AgentRequest::Resync;
+        match block_on(async { Client::connect(&self.socket()).await?.agent_request(resync).await })?? {
+            AgentResponse::Report { .. } => Ok(()),
+            AgentResponse::Err { message } => Err(format!("{} answered: {message}", self.name).into()),
+        }
+    }
+
     /// The sum of a metric over all its labels, from the node's own page.
     pub fn metric(&self, name: &str) -> io::Result<f64> {
         let page = self.page("/metrics")?;
         let is_meant = |line: &&str| line.starts_with(name) && !line.starts_with('#');
-        Ok(page.lines().filter(is_meant).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+        Ok(page.lines().filter(is_meant).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() + 0.0)
     }
 
     fn page(&self, path: &str) -> io::Result<String> {
