@@ -529,6 +529,8 @@ pub fn two_nodes() -> (OverlayNode, OverlayNode) {
     if chosen_plane() != "kernel" {
         need_tun();
     }
+    // Tokio makes one pair of sockets for the whole process, in the namespace of the thread that happens to be the first, and holds it for ever.
+    block_on(async {});
     let (mut a, mut b) = (OverlayNode::new("a"), OverlayNode::new("b"));
     a.node
         .wire(&b.node, IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]), 24);
