@@ -27,7 +27,7 @@ use overlayd::{
     platform::{
         ActionError, Interest, Kernel,
         linux::{
-            DataPlane, DataPlaneChoice, LinuxKernel, LinuxOptions,
+            DataPlane, DataPlaneChoice, LinuxKernel, LinuxOptions, device_process,
             uapi::{UapiChange, UapiClient},
         },
     },
@@ -104,10 +104,6 @@ impl OverlayNode {
 
     pub fn socket(&self) -> PathBuf {
         PathBuf::from(format!("/run/{}-overlayd.sock", self.name))
-    }
-
-    pub fn state_dir(&self) -> PathBuf {
-        self.state_dir.clone()
     }
 
     pub fn log(&self) -> String {
@@ -577,6 +573,15 @@ impl OverlayNode {
     pub fn forget_state(&self) {
         assert!(self.agent.is_none());
         std::fs::remove_dir_all(&self.state_dir).unwrap();
+    }
+
+    /// Starts the process behind a userspace device that is not the agent's.
+    pub fn start_device(&self, device: &IfName) {
+        let (dir, device) = (self.uapi_dir(), device.clone());
+        self.node.block_on(move || async move {
+            let exe = std::path::Path::new(env!("CARGO_BIN_EXE_overlayd"));
+            device_process::start(exe, &device, &dir).await.unwrap();
+        });
     }
 
     pub fn remove_address(&self, link: &str, address: IpAddr) {

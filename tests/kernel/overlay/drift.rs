@@ -89,21 +89,27 @@ impl Scene {
             add_address("stranger0", [10, 77, 0, 1].into(), 24).await;
             add_address("wire", [10, 78, 0, 1].into(), 24).await;
         });
-        // Another instance's WireGuard device, with a peer.
+        self.place_another_instance();
+    }
+
+    /// A WireGuard device of another instance, with a peer.
+    fn place_another_instance(&self) {
         let link: IfName = "zl-decoy".parse().unwrap();
-        let key = PrivateKey::from_random_bytes([77; 32]);
-        let actions = vec![
-            create(Key::Link(link.clone()), Spec::Link(LinkSpec { kind: LinkKind::WireGuard, mtu: 1400, up: true })),
-            create(
-                Key::Device(link.clone()),
-                Spec::Device(DeviceSpec { key: KeyPair::from_private(key), listen_port: 51777, fwmark: 0 }),
-            ),
+        let spec = LinkSpec { kind: LinkKind::WireGuard, mtu: 1400, up: true };
+        let none = DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 };
+        let key = KeyPair::from_private(PrivateKey::from_random_bytes([77; 32]));
+        let device = DeviceSpec { key, listen_port: 51777, fwmark: 0 };
+        let run = |actions| self.a().execute_as(self.decoy, actions).into_iter().for_each(|outcome| outcome.unwrap());
+        run(vec![create(Key::Link(link.clone()), Spec::Link(spec))]);
+        if self.a().plane(&self.device()) == DataPlane::Userspace {
+            // The backend would start the binary that it is part of, which is this test's.
+            self.a().start_device(&link);
+        }
+        run(vec![
+            Action::Update { key: Key::Device(link.clone()), from: Spec::Device(none), to: Spec::Device(device) },
             create(Key::Address { link: link.clone(), address: "10.88.0.1/24".parse().unwrap() }, Spec::Address),
             create(peer_key(&link, 88), Spec::Peer(peer_spec("10.88.1.0/24"))),
-        ];
-        for outcome in self.a().execute_as(self.decoy, actions) {
-            outcome.unwrap();
-        }
+        ]);
     }
 
     fn dump(&self) -> Vec<String> {
@@ -275,7 +281,14 @@ fn kill_the_device_process(scene: &Scene) -> bool {
 const MISSING: &str = "missing, wanted by ";
 
 const MEDDLINGS: [Meddling; 15] = [
-    Meddling { what: "address removed", act: remove_address, lines: &[("+ address/", MISSING)], drift: &[("address", "missing")], hinted: true },
+    Meddling {
+        what: "address removed",
+        act: remove_address,
+        // With a link's last IPv4 address the kernel removes the routes through it.
+        lines: &[("+ address/", MISSING), ("+ route/", MISSING)],
+        drift: &[("address", "missing"), ("route", "missing")],
+        hinted: true,
+    },
     Meddling { what: "route removed", act: remove_route, lines: &[("+ route/", MISSING)], drift: &[("route", "missing")], hinted: true },
     Meddling { what: "peer removed", act: remove_peer, lines: &[("+ peer/", MISSING)], drift: &[("peer", "missing")], hinted: false },
     Meddling { what: "unreachable route removed", act: remove_fallback, lines: &[("+ route/", "unreachable")], drift: &[("route", "missing")], hinted: true },
