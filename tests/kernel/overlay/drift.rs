@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use overlayd::{
     action::Action,
     ids::{Cidr, IfName, WgPublicKey},
-    object::{DeviceSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec},
+    object::{DeviceSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Spec},
     platform::linux::{
         DataPlane,
         uapi::{PeerChange, PresharedKey, SecretChange, UapiChange},
@@ -25,8 +25,8 @@ use rtnetlink::{
 
 use super::TALK;
 use crate::{
-    lab::{add_address, delete_link, isolated, set_mtu, set_up_link},
-    overlay_node::{IPV4, OverlayNode, PORT, Pair, pair, until},
+    lab::{add_address, delete_link, isolated, set_mtu},
+    overlay_node::{IPV4, IPV6, OverlayNode, Pair, pair, until},
     overlay_ping::first_reply,
 };
 
@@ -70,7 +70,6 @@ impl Scene {
                 // Our protocol number and our cluster, but no metric of ours.
                 ([10, 200, 0, 0], 16, 157, 0x7000_0000),
                 ([10, 200, 0, 0], 16, 4, 0x7100_0000),
-                ([10, 200, 1, 0], 24, 4, 0x7200_0000),
             ];
             for (destination, prefix, protocol, metric) in routes {
                 let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
@@ -79,10 +78,7 @@ impl Scene {
                     .protocol(RouteProtocol::from(protocol))
                     .priority(metric)
                     .build();
-                // The longer prefix would take the overlay's traffic; it leads nowhere that matters once it is gone again.
-                if prefix != 24 {
-                    handle.route().add(route).execute().await.unwrap();
-                }
+                handle.route().add(route).execute().await.unwrap();
             }
         });
         self.a().node.block_on(|| async {
@@ -504,6 +500,54 @@ fn a_strangers_objects_on_our_link_stay() {
             })
         });
         println!("MEASURED: alias of our link for people: {alias:?}");
-        let _ = (PORT, Setting::ALL, set_up_link("lo"));
+    });
+}
+
+#[test]
+fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
+    isolated(|| {
+        let pair = pair(IPV6);
+        let (a, device, stage) = (&pair.a, pair.device.to_string(), pair.stage());
+        first_reply(&a.node, pair.far(), TALK).unwrap();
+        let near = pair.near();
+        let remove_address = || a.remove_address(&device, near);
+        let fallback = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().fallback_metric() };
+        let through = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().route_metric() };
+        let delete = |key: &Key, was: RouteSpec| {
+            a.execute(vec![Action::Delete { key: key.clone(), was: Spec::Route(was) }]).remove(0).unwrap();
+        };
+        let set_down = || {
+            let name = device.clone();
+            a.netlink(|handle| async move {
+                let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
+                handle.link().change(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
+            });
+        };
+        let delete_link = || {
+            let name = device.clone();
+            a.node.block_on(|| async move { delete_link(&name).await });
+        };
+        let acts: [(&str, &dyn Fn()); 5] = [
+            ("address removed", &remove_address),
+            ("unreachable route removed", &|| delete(&fallback, RouteSpec::Unreachable)),
+            ("route removed", &|| delete(&through, RouteSpec::Through(pair.device.clone()))),
+            ("device set down", &set_down),
+            ("link deleted", &delete_link),
+        ];
+        for (what, act) in acts {
+            let (before, counted) = (a.dump(&[a.mark()]), drift_of(a));
+            a.signal(Signal::SIGSTOP);
+            act();
+            let (lines, _) = a.diff();
+            assert!(!lines.is_empty(), "{what}");
+            let begin = Instant::now();
+            a.signal(Signal::SIGCONT);
+            until(&format!("{what} is mended"), || a.diff() == (vec![], 0));
+            let took = begin.elapsed();
+            let grown = growth(&counted, &drift_of(a));
+            assert_same(what, &without_session(before), &without_session(a.dump(&[a.mark()])));
+            assert!(first_reply(&a.node, pair.far(), TALK).is_some(), "traffic after {what}");
+            println!("MEASURED: {stage}: IPv6, {what}: mended within {took:?} of SIGCONT; {grown:?}; {}", lines.join(" | "));
+        }
     });
 }

@@ -245,3 +245,33 @@ fn a_teardown_leaves_the_node_as_it_was_before_the_setup() {
         println!("MEASURED: {stage}: dump of {} lines, {during} with the overlay, the same {} after the teardown", before.len(), before.len());
     });
 }
+
+#[test]
+fn an_agent_killed_while_it_builds_the_overlay_finishes_it_at_the_next_start() {
+    isolated(|| {
+        let (mut a, b) = two_nodes();
+        let mut outcomes = Vec::new();
+        let bare = a.dump(&[a.mark()]);
+        for micros in [300, 1000, 2000, 3000, 4000, 6000, 9000, 15000, 25000, 40000] {
+            let socket = a.socket();
+            let request = crate::overlay_node::setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT);
+            let asked = std::thread::spawn(move || {
+                block_on(async { Client::connect(&socket).await.ok()?.request(request).await.ok() })
+            });
+            std::thread::sleep(Duration::from_micros(micros));
+            a.kill();
+            let acknowledged = asked.join().unwrap().is_some();
+            let left = a.diff().0.len();
+            a.start();
+            until("nothing differs", || a.diff() == (vec![], 0));
+            assert_eq!(a.total("overlayd_drift_total"), 0.0);
+            let is_there = a.status().interface.is_some();
+            assert!(is_there || !acknowledged, "acknowledged and lost");
+            outcomes.push((micros, acknowledged, left, a.actions() + 0.0));
+            a.request(Request::TeardownGlobalOverlay);
+            assert_eq!(a.dump(&[a.mark()]), bare);
+        }
+        println!("MEASURED: SIGKILL so many µs into a setup, (acknowledged, lines of diff left, actions of the next start): {outcomes:?}");
+        drop(b);
+    });
+}

@@ -1,7 +1,5 @@
 //! What is not ours stays as it is, also where it stands in our way.
 
-use std::time::Duration;
-
 use futures::TryStreamExt;
 use overlayd::{
     ids::IfName,
@@ -151,6 +149,5 @@ fn a_link_that_lost_our_mark_is_a_strangers_until_it_has_it_again() {
         set_group(&a, group);
         until("it is ours again", || a.diff() == (vec![], 0));
         drop(b);
-        std::thread::sleep(Duration::ZERO);
     });
 }
