@@ -200,14 +200,8 @@ fn an_endpoint_that_roamed_is_not_pushed_back_by_the_next_agent_where_something_
         a.start();
         a.resync();
         assert_eq!(at(&a), Some(51999), "{}", a.log_tail());
-        assert_eq!(
-            a.total("overlayd_actions_total"),
-            a.metric("overlayd_actions_total")
-                .iter()
-                .filter(|(labels, _)| labels.contains("route"))
-                .map(|(_, count)| count)
-                .sum::<f64>()
-        );
+        let actions = a.metric("overlayd_actions_total");
+        assert!(actions.keys().all(|labels| labels.contains("route")), "{actions:?}");
     });
 }
 
