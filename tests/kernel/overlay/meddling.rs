@@ -288,20 +288,40 @@ fn change_keepalive(scene: &Scene) -> bool {
     true
 }
 
-fn change_port(scene: &Scene) -> bool {
+fn change_device(scene: &Scene, change: impl FnOnce(&mut DeviceSpec)) {
     let key = Key::Device(scene.device());
     let Spec::Device(from) = scene.a().observe().objects[&key].spec.clone() else {
         panic!()
     };
-    let to = DeviceSpec {
-        listen_port: 51999,
-        ..from.clone()
-    };
+    let mut to = from.clone();
+    change(&mut to);
     scene.execute(Action::Update {
         key,
         from: Spec::Device(from),
         to: Spec::Device(to),
     });
+}
+
+fn change_port(scene: &Scene) -> bool {
+    change_device(scene, |device| device.listen_port = 51999);
+    true
+}
+
+fn change_key(scene: &Scene) -> bool {
+    change_device(scene, |device| {
+        device.key = KeyPair::from_private(PrivateKey::from_random_bytes([66; 32]))
+    });
+    true
+}
+
+fn change_fwmark(scene: &Scene) -> bool {
+    change_device(scene, |device| device.fwmark = 5);
+    true
+}
+
+fn take_the_allowed_ip(scene: &Scene) -> bool {
+    let thief = peer_key(&scene.device(), 98);
+    scene.execute(create(thief, Spec::Peer(peer_spec(IPV4.slices[1]))));
     true
 }
 
@@ -349,7 +369,31 @@ fn kill_the_device_process(scene: &Scene) -> bool {
 
 pub const MISSING: &str = "missing, wanted by ";
 
-pub const MEDDLINGS: [Meddling; 15] = [
+pub const MEDDLINGS: [Meddling; 18] = [
+    Meddling {
+        what: "private key changed",
+        act: change_key,
+        lines: &[("~ device/", "public_key ")],
+        drift: &[("device", "changed")],
+        hinted: false,
+    },
+    Meddling {
+        what: "fwmark changed",
+        act: change_fwmark,
+        lines: &[("~ device/", "fwmark 5 -> 0")],
+        drift: &[("device", "changed")],
+        hinted: false,
+    },
+    Meddling {
+        what: "allowed IP taken by another peer",
+        act: take_the_allowed_ip,
+        lines: &[
+            ("~ peer/", "allowed_ips none -> 10.200.1.0/24"),
+            ("- peer/", "ours, but not in the document"),
+        ],
+        drift: &[("peer", "changed"), ("peer", "extra")],
+        hinted: false,
+    },
     Meddling {
         what: "address removed",
         act: remove_address,
