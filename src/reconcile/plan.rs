@@ -22,7 +22,7 @@ use crate::{
     action::Action,
     clock::UnixTime,
     ids::IfName,
-    object::{Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem},
+    object::{DeviceSpec, Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem},
     observed::{Coverage, Observed, Owner, Snapshot},
 };
 
@@ -335,7 +335,8 @@ pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
         }
         (Spec::Sysctl(from), Spec::Sysctl(to)) => field("value", from.to_string(), to.to_string()),
         (Spec::Device(from), Spec::Device(to)) => {
-            field("public_key", format!("{:?}", from.key), format!("{:?}", to.key));
+            let public = |device: &DeviceSpec| device.key.public.map_or("none".into(), |key| key.to_string());
+            field("public_key", public(from), public(to));
             field("listen_port", from.listen_port.to_string(), to.listen_port.to_string());
             field("fwmark", from.fwmark.to_string(), to.fwmark.to_string());
         }

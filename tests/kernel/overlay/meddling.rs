@@ -373,7 +373,10 @@ pub const MEDDLINGS: [Meddling; 18] = [
     Meddling {
         what: "private key changed",
         act: change_key,
-        lines: &[("~ device/", "public_key ")],
+        lines: &[(
+            "~ device/",
+            "public_key EyxEK+AQ+9V+cmAzKKp25x/MwVA6riGTJ9FNnJmT9HI= -> ",
+        )],
         drift: &[("device", "changed")],
         hinted: false,
     },
