@@ -6,7 +6,10 @@
 //!
 //! Counters are kept as things happen; gauges about the node are read from the loop's view at the moment of the scrape.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -27,8 +30,16 @@ const ROUND_BUCKETS: [f64; 12] = [
 /// Seconds; fdatasync on anything from NVMe to a loaded network disk.
 const FSYNC_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
 
+/// Words of the labels; a series that appears only with its first event cannot be watched for an increase.
+const VERBS: [&str; 3] = ["create", "update", "delete"];
+const RESULTS: [&str; 3] = ["ok", "failed", "skipped"];
+const CAUSES: [&str; 4] = ["missing", "changed", "extra", "replaced"];
+const ROUND_RESULTS: [&str; 4] = ["unchanged", "changed", "failed", "blind"];
+
 pub struct Metrics {
     registry: Registry,
+    /// One page at a time: the peers' series are emptied and filled again for each.
+    page: Mutex<()>,
     in_sync: IntGauge,
     rounds: IntCounterVec,
     round_seconds: HistogramVec,
@@ -88,7 +99,8 @@ impl Metrics {
             &["version"]
         );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        Self {
+        let metrics = Self {
+            page: Mutex::new(()),
             in_sync: metric!(
                 r,
                 IntGauge,
@@ -254,6 +266,25 @@ impl Metrics {
                 peer_labels
             ),
             registry: r,
+        };
+        metrics.begin_at_zero();
+        metrics
+    }
+
+    fn begin_at_zero(&self) {
+        for part in Subsystem::ALL {
+            for verb in VERBS {
+                for result in RESULTS {
+                    self.actions.with_label_values(&[part.word(), verb, result]);
+                }
+                self.diff_pending.with_label_values(&[part.word(), verb]);
+            }
+            for cause in CAUSES {
+                self.drift.with_label_values(&[part.word(), cause]);
+            }
+        }
+        for result in ROUND_RESULTS {
+            self.rounds.with_label_values(&[result]);
         }
     }
 
@@ -295,16 +326,19 @@ impl Metrics {
             self.lag_seconds.observe(lag.as_secs_f64());
         }
         if round.full {
-            self.diff_pending.reset();
-            for ((kind, verb), count) in &round.left {
-                let count = i64::try_from(*count).unwrap_or(i64::MAX);
-                self.diff_pending.with_label_values(&[kind.word(), verb]).set(count);
+            for part in Subsystem::ALL {
+                for verb in VERBS {
+                    let count = round.left.get(&(part, verb)).copied().unwrap_or(0);
+                    let count = i64::try_from(count).unwrap_or(i64::MAX);
+                    self.diff_pending.with_label_values(&[part.word(), verb]).set(count);
+                }
             }
         }
     }
 
     /// The page, with the gauges as they are now.
     pub fn render(&self, agent: &Agent) -> String {
+        let _one_at_a_time = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = agent.document().generation();
         let view = agent.view.read();
         self.in_sync.set(i64::from(view.progress.in_sync));
