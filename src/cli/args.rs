@@ -46,7 +46,7 @@ enum Command {
 #[derive(Args, Clone)]
 pub struct SocketArgument {
     /// The agent's socket
-    #[arg(long, env = "OVERLAYD_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "OVERLAYD_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH", global = true)]
     pub socket: PathBuf,
 }
 
@@ -63,7 +63,16 @@ pub struct InstanceArguments {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(why) => {
+            // A reader that has gone away concerns nobody.
+            let _ = why.print();
+            // clap's own status for a mistake is 2, which is `diff`'s word for a difference.
+            return if why.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    let outcome = match arguments.command {
         Command::Run(arguments) => run::run(*arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),
