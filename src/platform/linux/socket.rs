@@ -287,6 +287,8 @@ impl Channel {
             }
         }
         loop {
+            // The next part of a dump is there at once: without this, other tasks and the time limit would wait for its end.
+            tokio::task::coop::consume_budget().await;
             let length = receive(socket, &mut self.buffer).await.map_err(io_fault)?;
             if length > self.buffer.len() {
                 return Err(Fault::Garbled("a datagram was longer than the receive buffer"));
