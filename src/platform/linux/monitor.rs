@@ -26,9 +26,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
 use super::{
+    answer::{Message, messages, u32_at},
     links,
     routes::{RTA_OIF, RTMSG},
-    socket::{Message, messages, receive, u32_at, watch},
+    socket::{receive, watch},
 };
 use crate::{
     object::{Mark, ROUTE_PROTOCOL, Subsystem},
