@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     os::fd::AsRawFd,
     path::PathBuf,
     sync::mpsc::{Receiver, channel},
@@ -32,7 +32,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkMessage},
-        route::{RouteAttribute, RouteHeader, RouteProtocol, RouteType},
+        route::{RouteHeader, RouteProtocol},
     },
 };
 
