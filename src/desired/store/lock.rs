@@ -17,7 +17,14 @@ use super::port::StoreError;
 /// Held for as long as the value lives.
 #[derive(Debug)]
 pub(super) struct DirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child between fork and exec has a copy of the descriptor, and the lock belongs to both.
+        let _ = self.file.unlock();
+    }
 }
 
 impl DirLock {
@@ -34,8 +41,10 @@ impl DirLock {
             .open(&path)
             .map_err(|source| io_error("open", &path, source))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: state_dir.display().to_string() }),
+            Ok(()) => Ok(Self { file }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
+                path: state_dir.display().to_string(),
+            }),
             Err(TryLockError::Error(source)) => Err(io_error("lock", &path, source)),
         }
     }

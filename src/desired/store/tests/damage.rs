@@ -12,7 +12,9 @@ use crate::clock::UnixTime;
 const LAST: u64 = 40;
 
 fn fast_dir() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 fn filled(dir: &Path, cleanly: bool) {
@@ -109,7 +111,11 @@ impl Tally {
         let kept = report.lost.map_or(LAST, |(from, _)| from - 1);
         let contents = contents_of(dir);
         assert_eq!(contents.records, expected(kept).records, "{name}");
-        assert!(contents.generation >= LAST, "{name}: {} was given out before", contents.generation);
+        assert!(
+            contents.generation >= LAST,
+            "{name}: {} was given out before",
+            contents.generation
+        );
         assert!(contents.settled <= contents.generation, "{name}");
         match report.lost {
             None => self.recovered += 1,
@@ -150,28 +156,45 @@ fn matrix(cleanly: bool, only: fn(&Path) -> bool) -> Tally {
 /// The segment with the first entry that was not folded.
 fn older(newest: &Path, dir: &Path) -> PathBuf {
     let folded = LAST / 9 * 9;
-    let start = |f: &PathBuf| f.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
+    let start = |f: &PathBuf| {
+        f.file_stem()
+            .and_then(|s| s.to_str())
+            .and_then(|s| s.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
     let segments = files(dir).into_keys().filter(|f| f.starts_with("journal"));
-    segments.filter(|f| start(f) <= folded + 1).max().unwrap_or(newest.into())
+    segments
+        .filter(|f| start(f) <= folded + 1)
+        .max()
+        .unwrap_or(newest.into())
 }
 
 #[test]
 fn damage_after_a_clean_stop_never_loses_a_generation() {
     let tally = matrix(true, |file| !file.starts_with("sled"));
-    assert!(tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss == 0, "{tally:?}");
+    assert!(
+        tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss == 0,
+        "{tally:?}"
+    );
 }
 
 #[test]
 fn damage_after_a_kill_loses_only_what_had_one_copy_and_says_so() {
     let tally = matrix(false, |file| !file.starts_with("sled"));
-    assert!(tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss > 10, "{tally:?}");
+    assert!(
+        tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss > 10,
+        "{tally:?}"
+    );
 }
 
 #[test]
 fn damage_to_the_checkpoint_is_noticed_and_mended_by_a_start() {
     for cleanly in [true, false] {
         let tally = matrix(cleanly, |file| file.starts_with("sled"));
-        assert!(tally.intact > 30 && tally.recovered + tally.recovered_with_loss == 0, "{tally:?}");
+        assert!(
+            tally.intact > 30 && tally.recovered + tally.recovered_with_loss == 0,
+            "{tally:?}"
+        );
     }
 }
 
@@ -183,7 +206,11 @@ fn a_missing_directory_is_never_an_empty_document() {
             let dir = work.path().join("store");
             filled(&dir, cleanly);
             fs::remove_dir_all(dir.join(gone)).unwrap();
-            Tally::default().case(&dir, &format!("{gone}/ missing, cleanly {cleanly}"), !cleanly && gone == "journal");
+            Tally::default().case(
+                &dir,
+                &format!("{gone}/ missing, cleanly {cleanly}"),
+                !cleanly && gone == "journal",
+            );
         }
     }
 }
@@ -217,5 +244,8 @@ fn a_report_reads_well_and_parses() {
     assert_eq!(json["starts"], false);
     assert!(json["lost"][0].as_u64().unwrap() > 1);
     let done = recover(&dir, UnixTime(9)).unwrap().to_string();
-    assert!(done.contains("done: ") && done.contains("quarantine/9") && done.contains("LOST"), "{done}");
+    assert!(
+        done.contains("done: ") && done.contains("quarantine/9") && done.contains("LOST"),
+        "{done}"
+    );
 }
