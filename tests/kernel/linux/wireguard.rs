@@ -395,6 +395,46 @@ fn an_update_changes_each_field_and_only_that_and_a_moved_allowed_ip_is_not_remo
 }
 
 #[test]
+fn a_bad_peer_in_a_batch_fails_alone_and_a_batch_of_removals_is_right() {
+    in_namespace(|| async {
+        if !has_wireguard("a_bad_peer_in_a_batch_fails_alone_and_a_batch_of_removals_is_right").await {
+            return;
+        }
+        let mut kernel = open();
+        make_device(&mut kernel, 1, 51900).await;
+        let spec_of = |numbers: [u32; 2]| Spec::Peer(peer(numbers.map(host)));
+        let mut batch: Vec<_> = (0..50)
+            .map(|number| create(peer_key(public_key(number)), spec_of([number, 1000 + number])))
+            .collect();
+        batch.insert(25, create(peer_key(public_key(99)), Spec::Address));
+        let outcomes = kernel.execute(&batch).await;
+        let failed: Vec<_> = (0..batch.len()).filter(|at| outcomes[*at].is_err()).collect();
+        assert_eq!(failed, [25]);
+        // Half of the peers give one allowed IP up, the other half pass one on to their neighbour.
+        let changes: Vec<_> = (0..50)
+            .map(|number| {
+                let to = if number % 2 == 0 {
+                    peer([host(number)])
+                } else {
+                    peer([host(number), host(1000 + (number + 2) % 50)])
+                };
+                (peer_key(public_key(number)), number, to)
+            })
+            .collect();
+        let actions: Vec<_> = changes
+            .iter()
+            .map(|(key, number, to)| update(key.clone(), spec_of([*number, 1000 + number]), Spec::Peer(to.clone())))
+            .collect();
+        assert!(kernel.execute(&actions).await.iter().all(Result::is_ok));
+        let seen = peers_of(&mut kernel).await;
+        for (key, _, to) in &changes {
+            assert_eq!(spec(&seen, key), &Spec::Peer(to.clone()));
+        }
+        assert_eq!(seen.objects.len(), 51);
+    });
+}
+
+#[test]
 fn a_foreign_preshared_key_shows_and_is_cleared() {
     in_namespace(|| async {
         let test = "a_foreign_preshared_key_shows_and_is_cleared";
