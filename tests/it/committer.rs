@@ -76,6 +76,10 @@ impl Store for Shelf {
     fn tidy(&mut self) -> Result<(), StoreError> {
         Ok(())
     }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        self.tidy()
+    }
 }
 
 /// Generations that the listener was told of, in its order.

@@ -236,7 +236,7 @@ impl DiskStore {
 
     /// A clean stop: folds everything and writes a copy, so that the next start has nothing to replay.
     pub fn close(mut self) -> Result<(), StoreError> {
-        self.fold_and_copy(1)
+        Store::close(&mut self)
     }
 
     /// Everything in its place: checkpoint, copy, and last of all the sign that this is a store.
@@ -348,6 +348,10 @@ impl Store for DiskStore {
 
     fn tidy(&mut self) -> Result<(), StoreError> {
         self.fold_and_copy(self.limits.export_every)
+    }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        self.fold_and_copy(1)
     }
 }
 
