@@ -97,8 +97,8 @@ fn scoped_round(criterion: &mut Criterion) {
         let (mut engine, document) = converged(peers);
         let mut keepalive = 0;
         let mut work = || {
-            keepalive += 1;
-            let keys = edit(&document, &peer(peers / 2, keepalive % 1000));
+            keepalive = (keepalive + 1) % 1000;
+            let keys = edit(&document, &peer(peers / 2, keepalive));
             black_box(block_on(engine.round(Scope::Keys(keys))));
         };
         medians.push(median(&mut work));
