@@ -233,10 +233,6 @@ impl World {
         let line = |action: &overlayd::action::Action| format!("{} {}", action.verb(), action.key());
         self.kernel.node(|node| node.journal().iter().map(line).collect())
     }
-
-    pub fn forget(&self) {
-        self.kernel.node(|node| node.forget_journal());
-    }
 }
 
 pub fn peer_spec(observed: &Observed) -> &PeerSpec {
