@@ -3,7 +3,9 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 use clap::Args;
 use serde::Deserialize;
 
-use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, Outcome, with_causes};
+use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
+use super::outcome::Outcome;
+use crate::failure::with_causes;
 use crate::{
     daemon::{self, DataPlane, LogFormat, Settings},
     ids::IfName,
@@ -125,7 +127,10 @@ pub fn run(arguments: RunArguments) -> Outcome {
 }
 
 pub fn wg_device(arguments: DeviceArguments) -> Outcome {
-    let arguments = DeviceArgs { ifname: arguments.interface, uapi_dir: arguments.uapi_dir };
+    let arguments = DeviceArgs {
+        ifname: arguments.interface,
+        uapi_dir: arguments.uapi_dir,
+    };
     match device_process::run(arguments) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {

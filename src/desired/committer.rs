@@ -22,9 +22,9 @@ use super::{
     Document, Edit, Grant, Refusal, Touched,
     edit::{Change, consider},
     record::Mutation,
-    store::{Entry, Store, StoreError, Write},
+    store::{Entry, Store, Write},
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, failure::with_causes};
 
 /// Edits that share one flush at most: bounds the work between two replies.
 const GROUP_MAX: usize = 256;
@@ -228,7 +228,10 @@ impl Desk {
             }
         }
         if let Err(error) = self.store.close() {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the store was not tidied; the next start does it");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the store was not tidied; the next start does it"
+            );
         }
     }
 
@@ -333,7 +336,7 @@ impl Desk {
             for inverse in undo.into_iter().rev() {
                 self.staged.absorb(before, &inverse);
             }
-            let why = describe(&error);
+            let why = with_causes(&error);
             for Accepted { reply, .. } in accepted {
                 let _ = reply.send(Err(EditError::NotKept(why.clone())));
             }
@@ -365,16 +368,4 @@ fn write(mutation: &Mutation) -> Write {
         key: mutation.key.to_string(),
         value: mutation.record.as_ref().map(super::record::Record::encode),
     }
-}
-
-/// An error and its causes on one line.
-fn describe(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -338,7 +338,11 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     async fn look(&mut self, look: Look) -> Result<(), String> {
         let interest = self.interest(look);
-        let observation = self.kernel.observe(&interest).await.map_err(|error| error.to_string())?;
+        let observation = self
+            .kernel
+            .observe(&interest)
+            .await
+            .map_err(|error| error.to_string())?;
         let mut view = self.view.write();
         if look == Look::Node {
             view.snapshot.distrust();
@@ -354,7 +358,11 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             Look::Node => Subsystem::ALL.into_iter().collect(),
             Look::Peers => [Subsystem::Device, Subsystem::Peer].into_iter().collect(),
         };
-        Interest { subsystems, links, keys }
+        Interest {
+            subsystems,
+            links,
+            keys,
+        }
     }
 
     fn lower(&self, scope: &Scope) -> (Target, u64) {

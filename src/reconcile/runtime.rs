@@ -341,7 +341,12 @@ pub async fn run<K: Kernel, C: Clock>(
                 let begun = now();
                 let round = engine.glance().await;
                 follow_up(&mut scheduler, &round);
-                finished(Finished { round: &round, cause: "glance", lags: Vec::new(), since_woken: now() - begun });
+                finished(Finished {
+                    round: &round,
+                    cause: "glance",
+                    lags: Vec::new(),
+                    since_woken: now() - begun,
+                });
             }
             Work::Command(command) => obey(&mut engine, &mut scheduler, command, &mut finished).await,
         }
