@@ -65,7 +65,7 @@ pub type Listener = Box<dyn Fn(&[Committed], Duration) + Send>;
 
 enum Order {
     Edit {
-        edit: Edit,
+        edit: Box<Edit>,
         origin: String,
         reply: oneshot::Sender<Result<Committed, EditError>>,
     },
@@ -141,7 +141,11 @@ impl Editor {
     /// Only [`EditError::Stopping`]; every other answer comes from the [`Submission`].
     pub async fn enqueue(&self, edit: Edit, origin: String) -> Result<Submission, EditError> {
         let (reply, answer) = oneshot::channel();
-        let mut order = Order::Edit { edit, origin, reply };
+        let mut order = Order::Edit {
+            edit: Box::new(edit),
+            origin,
+            reply,
+        };
         // The queue is full only under a flood; giving way here slows the flood and nobody else.
         loop {
             match self.orders.try_send(order) {
@@ -251,6 +255,7 @@ impl Desk {
         let mut undo = Vec::new();
         let mut mutations = Vec::new();
         let mut accepted = Vec::new();
+        let mut refused = Vec::new();
         let mut settled = None;
         let before = self.staged.generation();
         for order in orders {
@@ -259,7 +264,7 @@ impl Desk {
                 Order::Settle(generation) => settled = settled.max(Some(generation)),
                 Order::Edit { edit, origin, reply } => {
                     match consider(&self.staged, &edit, self.staged.generation() + 1) {
-                        Err(refusal) => drop(reply.send(Err(refusal.into()))),
+                        Err(refusal) => refused.push((reply, EditError::from(refusal))),
                         Ok(change) => {
                             let committed = self.stage(change, origin, &mut entries, &mut undo, &mut mutations);
                             accepted.push(Accepted { committed, reply });
@@ -268,7 +273,12 @@ impl Desk {
                 }
             }
         }
-        self.keep(before, &entries, undo, &mutations, accepted);
+        let kept = self.keep(before, &entries, undo, &mutations, accepted);
+        for (reply, refusal) in refused {
+            // It may rest on an edit of this group that is not there after all.
+            let answer = kept.clone().map_err(EditError::NotKept).and(Err(refusal));
+            let _ = reply.send(answer);
+        }
         if let Some(generation) = settled
             && let Err(error) = self.store.settle(generation)
         {
@@ -316,6 +326,7 @@ impl Desk {
         }
     }
 
+    /// Makes the group durable, publishes it and answers its edits; or takes it back and says why.
     fn keep(
         &mut self,
         before: u64,
@@ -323,7 +334,7 @@ impl Desk {
         undo: Vec<Vec<Mutation>>,
         mutations: &[(u64, Vec<Mutation>)],
         accepted: Vec<Accepted>,
-    ) {
+    ) -> Result<(), String> {
         let started = self.clock.now().instant;
         if !entries.is_empty()
             && let Err(error) = self.store.commit(entries)
@@ -340,7 +351,7 @@ impl Desk {
             for Accepted { reply, .. } in accepted {
                 let _ = reply.send(Err(EditError::NotKept(why.clone())));
             }
-            return;
+            return Err(why);
         }
         let flush = self.clock.now().instant.duration_since(started);
         if !mutations.is_empty() {
@@ -360,6 +371,7 @@ impl Desk {
             // The client may have gone away; its edit stands.
             let _ = reply.send(Ok(committed));
         }
+        Ok(())
     }
 }
 

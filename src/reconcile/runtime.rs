@@ -36,8 +36,6 @@ use crate::{
     platform::{Hint, Kernel},
 };
 
-/// Time between two looks at the peers: no kernel tells when a peer changes, and a status is no older than this.
-const GLANCE_EVERY: Duration = Duration::from_secs(5);
 /// How long the loop waits after a hint for the rest of its burst.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// Acknowledged edits whose way to the kernel is timed; those beyond it are not measured (I-15).
@@ -131,6 +129,7 @@ struct Scheduler {
     commands: mpsc::Receiver<Command>,
     resync_every: Duration,
     jitter: u64,
+    glance_every: Duration,
     /// When the peers are to be looked at.
     glance_at: Instant,
     /// When the next full round is due, what for, and when it was first asked for.
@@ -206,7 +205,7 @@ impl Scheduler {
                 return Poll::Ready(Some(round));
             }
             if self.glance_at <= now() {
-                self.glance_at = now() + GLANCE_EVERY;
+                self.glance_at = now() + self.glance_every;
                 return Poll::Ready(Some(Work::Glance));
             }
             self.timer.as_mut().reset(self.due.at.min(self.glance_at).into());
@@ -272,6 +271,8 @@ pub struct Finished<'a> {
 pub struct RuntimeOptions {
     /// Time between two full looks at the node when nothing happens.
     pub resync_every: Duration,
+    /// Time between two looks at the peers: no kernel tells when a peer changes, and a status is no older than this.
+    pub glance_every: Duration,
     /// Seed of the spread of `resync_every`; not zero.
     pub jitter_seed: u64,
 }
@@ -305,7 +306,8 @@ pub async fn run<K: Kernel, C: Clock>(
             cause: "start",
             woken_at: started,
         },
-        glance_at: started + GLANCE_EVERY,
+        glance_every: options.glance_every,
+        glance_at: started + options.glance_every,
         after_command: false,
         overruns,
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),

@@ -31,6 +31,8 @@ use crate::world::{device, device_key, document, edit, foreign_link, mark, peer}
 
 /// Longer than anything that a test waits for, on the test's clock.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// A pause longer than any test.
+const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 const RESYNC: Duration = Duration::from_secs(30);
 
 /// The clock of the timers, which stands still until every task waits.
@@ -111,6 +113,10 @@ impl Agent {
     }
 
     fn start(peers: u16, kernel_takes: Duration) -> Self {
+        Self::start_glancing(peers, kernel_takes, NEVER)
+    }
+
+    fn start_glancing(peers: u16, kernel_takes: Duration, glance_every: Duration) -> Self {
         let document = Arc::new(RwLock::new(document(peers)));
         let kernel = SimKernel::default();
         let slow = SlowKernel {
@@ -144,6 +150,7 @@ impl Agent {
         };
         let options = RuntimeOptions {
             resync_every: RESYNC,
+            glance_every,
             jitter_seed: 7,
         };
         let task = tokio::spawn(run(engine, inbox.clone(), inlet, options, count, note));
@@ -340,6 +347,42 @@ async fn what_gave_no_hint_is_found_by_the_periodic_look() {
     assert!(
         waited >= RESYNC.mul_f64(0.9) && waited <= RESYNC.mul_f64(1.11),
         "{waited:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_changed_without_a_sign_is_found_by_a_glance_and_the_periodic_look_still_comes() {
+    let agent = Agent::start_glancing(3, Duration::ZERO, Duration::from_secs(5));
+    agent.until("the first round", |told| !told.is_empty()).await;
+    let lost = agent.kernel.node(|node| {
+        let key = node
+            .objects()
+            .keys()
+            .find(|key| key.subsystem() == Subsystem::Peer)
+            .unwrap()
+            .clone();
+        node.remove(&key);
+        key
+    });
+    agent
+        .until("the repair", |told| told.iter().skip(1).any(|told| told.actions == 1))
+        .await;
+    let repair = agent
+        .told()
+        .into_iter()
+        .find(|told| told.cause == "glance" && told.actions == 1)
+        .unwrap();
+    assert!(repair.at - agent.told()[0].at <= Duration::from_secs(6));
+    assert!(agent.kernel.node(|node| node.objects().contains_key(&lost)));
+    agent
+        .until("the periodic look", |told| {
+            told.iter().any(|told| told.cause == "resync")
+        })
+        .await;
+    let looked = agent.told().into_iter().find(|told| told.cause == "resync").unwrap();
+    assert!(
+        looked.at - agent.told()[0].at <= RESYNC * 2,
+        "glances do not put it off"
     );
 }
 
