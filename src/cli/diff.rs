@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, DIFFERS, InstanceArguments, Outcome, block_on, print},
+    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, InstanceArguments},
     node,
+    outcome::{DIFFERS, Outcome, block_on, print},
 };
 use crate::{
     client::{Client, ClientError},

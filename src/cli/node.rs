@@ -33,7 +33,11 @@ pub fn engine(
     document: Document,
 ) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
     let mark = mark_of(&instance.state_dir);
-    let kernel = NativeKernel::open(NativeOptions::new(mark, DataPlaneChoice::Auto, instance.uapi_dir.clone()))?;
+    let kernel = NativeKernel::open(NativeOptions::new(
+        mark,
+        DataPlaneChoice::Auto,
+        instance.uapi_dir.clone(),
+    ))?;
     Ok(Engine::new(
         kernel,
         SystemClock,

@@ -4,7 +4,9 @@ use clap::Args;
 use serde::Deserialize;
 use tracing_subscriber::{Layer, filter::{LevelFilter, filter_fn}, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, Outcome, with_causes};
+use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
+use super::outcome::Outcome;
+use crate::failure::with_causes;
 use crate::{
     daemon::{self, DataPlane, LogFormat, Settings},
     ids::IfName,
@@ -129,7 +131,10 @@ pub fn run(arguments: RunArguments) -> Outcome {
 }
 
 pub fn wg_device(arguments: DeviceArguments) -> Outcome {
-    let arguments = DeviceArgs { ifname: arguments.interface, uapi_dir: arguments.uapi_dir };
+    let arguments = DeviceArgs {
+        ifname: arguments.interface,
+        uapi_dir: arguments.uapi_dir,
+    };
     match device_process::run(arguments) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {

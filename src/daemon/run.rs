@@ -43,6 +43,9 @@ use crate::{
 /// A stop that takes longer is ended the hard way; everything acknowledged is durable by then (B3).
 const STOPPED_WITHIN: Duration = Duration::from_millis(1500);
 
+/// Time between two looks at the peers' handshakes and counters.
+const GLANCE_EVERY: Duration = Duration::from_secs(5);
+
 /// Why the agent did not start. Nothing was changed on the node.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -185,6 +188,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         Arc::new(move || agent.metrics.netlink_overruns.inc())
     };
     let options = RuntimeOptions {
+        glance_every: GLANCE_EVERY,
         resync_every,
         jitter_seed: u64::from(mark.link_group()),
     };
