@@ -44,7 +44,11 @@ pub fn main() -> ExitCode {
             // A reader that has gone away concerns nobody.
             let _ = why.print();
             // clap's own status for a mistake is 2, which is `diff`'s word for a difference.
-            return if why.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            return if why.use_stderr() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
     let outcome = match arguments.command {

@@ -42,6 +42,9 @@ pub fn engine(
         kernel,
         SystemClock,
         Arc::new(RwLock::new(document)),
-        Facts::new(mark),
+        Facts {
+            mtu: instance.mtu,
+            ..Facts::new(mark)
+        },
     ))
 }

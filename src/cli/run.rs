@@ -2,7 +2,12 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 use serde::Deserialize;
-use tracing_subscriber::{Layer, filter::{LevelFilter, filter_fn}, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, filter_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
 use super::outcome::Outcome;
