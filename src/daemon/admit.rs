@@ -191,9 +191,14 @@ fn nat_settings(nat: &NatConfig) -> Result<NatSettings, String> {
 
 /// Only sizes: what the servers are is read when NAT traversal uses them. No text is repeated, it may be a credential.
 fn check_nat(nat: &NatConfig) -> Result<(), String> {
-    for (name, count) in [("stun_servers", nat.stun_servers.len()), ("turn_servers", nat.turn_servers.len())] {
+    for (name, count) in [
+        ("stun_servers", nat.stun_servers.len()),
+        ("turn_servers", nat.turn_servers.len()),
+    ] {
         if count > SERVERS_MAX {
-            return Err(format!("field \"{name}\": at most {SERVERS_MAX} servers are kept; send fewer"));
+            return Err(format!(
+                "field \"{name}\": at most {SERVERS_MAX} servers are kept; send fewer"
+            ));
         }
     }
     let turn = nat.turn_servers.iter().flat_map(|turn| {
@@ -204,11 +209,21 @@ fn check_nat(nat: &NatConfig) -> Result<(), String> {
         ]
     });
     let relay = nat.relay_server.iter().flat_map(|relay| {
-        let credential = relay.auth_credential.as_ref().map_or("", |credential| credential.reveal());
-        [("relay_server", relay.external_addr.as_str()), ("relay_server", credential)]
+        let credential = relay
+            .auth_credential
+            .as_ref()
+            .map_or("", |credential| credential.reveal());
+        [
+            ("relay_server", relay.external_addr.as_str()),
+            ("relay_server", credential),
+        ]
     });
     let stun = nat.stun_servers.iter().map(|text| ("stun_servers", text.as_str()));
-    match stun.chain(turn).chain(relay).find(|(_, text)| text.len() > SERVER_TEXT_MAX) {
+    match stun
+        .chain(turn)
+        .chain(relay)
+        .find(|(_, text)| text.len() > SERVER_TEXT_MAX)
+    {
         Some((name, _)) => Err(format!(
             "field \"{name}\": no text may be longer than {SERVER_TEXT_MAX} bytes; send shorter ones"
         )),

@@ -169,7 +169,11 @@ impl Reading<'_> {
         match decode_request(body) {
             Decoded::NotJson => return Err("not JSON"),
             Decoded::NotUnderstood { id: None, message } => {
-                self.agent.metrics.requests.with_label_values(&["unknown", "ignored"]).inc();
+                self.agent
+                    .metrics
+                    .requests
+                    .with_label_values(&["unknown", "ignored"])
+                    .inc();
                 if !std::mem::replace(&mut self.complained, true) {
                     tracing::warn!(origin = self.origin, %message, "a frame without an id was ignored");
                 }

@@ -50,11 +50,37 @@ pub enum ListenError {
     },
 }
 
+/// The socket's file: which one it is, so that only our own is ever removed.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
+}
+
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// Removes the file, unless another one stands at its path by now.
+    pub fn clear(&self) {
+        if Self::of(&self.path).is_ok_and(|now| now.file == self.file) {
+            // A stale path would only make the next start look twice.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// Makes the socket.
 ///
 /// # Errors
 /// See [`ListenError`]. Whatever stands at the path is left alone, unless it is a socket that nobody listens on.
-pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
+pub fn bind(settings: &Settings) -> Result<(UnixListener, Place), ListenError> {
     let path = &settings.socket;
     let failed = |doing| {
         move |source| ListenError::Io {
@@ -79,7 +105,18 @@ pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
     let made = UnixListener::bind(&egg)
         .and_then(|listener| fs::set_permissions(&egg, Permissions::from_mode(SOCKET_MODE)).map(|()| listener))
         .and_then(|listener| std::os::unix::fs::chown(&egg, None, settings.socket_gid).map(|()| listener))
-        .and_then(|listener| fs::rename(&egg, path).map(|()| listener));
+        .and_then(|listener| {
+            Place::of(&egg).map(|found| {
+                (
+                    listener,
+                    Place {
+                        path: path.clone(),
+                        ..found
+                    },
+                )
+            })
+        })
+        .and_then(|made| fs::rename(&egg, path).map(|()| made));
     let _ = fs::remove_dir_all(&nest);
     made.map_err(failed("listen on"))
 }
@@ -154,10 +191,16 @@ pub async fn accept(agent: Arc<Agent>, listener: UnixListener) {
 /// As many connections as wanted, but never so many that the agent itself is left without descriptors.
 fn affordable(wanted: usize) -> usize {
     use nix::sys::resource::{Resource, getrlimit};
-    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
+    let limit =
+        getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
     let affordable = limit.saturating_sub(DESCRIPTORS_KEPT).max(CONNECTIONS_MIN);
     if affordable < wanted {
-        tracing::warn!(limit, wanted, connections_max = affordable, "the descriptor limit allows fewer connections than configured");
+        tracing::warn!(
+            limit,
+            wanted,
+            connections_max = affordable,
+            "the descriptor limit allows fewer connections than configured"
+        );
     }
     wanted.min(affordable)
 }
