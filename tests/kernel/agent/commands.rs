@@ -10,18 +10,24 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{has_device, isolated, running};
+use super::{has_device, isolated};
 use crate::agent_process::{Agent, DEVICE, add_peer, setup};
 
 #[test]
 fn a_flag_beats_the_environment_which_beats_the_file() {
     isolated(|| {
         let file = "/run/overlayd.toml";
-        fs::write(file, "metrics_listen = \"127.0.0.1:9701\"\nlog = \"debug\"\nconnections_max = 3\n").unwrap();
+        fs::write(
+            file,
+            "metrics_listen = \"127.0.0.1:9701\"\nlog = \"debug\"\nconnections_max = 3\n",
+        )
+        .unwrap();
         for (port, from) in [(9701, "file"), (9702, "environment"), (9703, "flag")] {
             let mut agent = Agent::without_device(from);
             let mut command = agent.overlayd();
-            command.args(["run", "--data-plane", "kernel", "--config", file, "--socket"]).arg(agent.socket());
+            command
+                .args(["run", "--data-plane", "kernel", "--config", file, "--socket"])
+                .arg(agent.socket());
             if port > 9701 {
                 command.env("OVERLAYD_METRICS_LISTEN", "127.0.0.1:9702");
             }
@@ -33,7 +39,11 @@ fn a_flag_beats_the_environment_which_beats_the_file() {
             agent.metrics_port = port;
             agent.wait_ready();
             assert!(agent.log().contains("DEBUG"), "the rest of the file holds: {from}");
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(child.id().try_into().unwrap()),
+                Signal::SIGTERM,
+            )
+            .unwrap();
             assert!(child.wait().unwrap().success());
         }
     });
@@ -46,7 +56,10 @@ fn a_bad_setting_is_named_and_nothing_is_started() {
         let attempt = |file: &str, arguments: &[&str]| {
             fs::write("/run/overlayd.toml", file).unwrap();
             let mut command = agent.overlayd();
-            command.args(["run", "--config", "/run/overlayd.toml", "--socket"]).arg(agent.socket()).args(arguments);
+            command
+                .args(["run", "--config", "/run/overlayd.toml", "--socket"])
+                .arg(agent.socket())
+                .args(arguments);
             let output = command.output().unwrap();
             let text = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(1), "{file} {arguments:?}: {text}");
@@ -61,7 +74,11 @@ fn a_bad_setting_is_named_and_nothing_is_started() {
             ("data_plane = \"magic\"", &[], &["magic", "auto, kernel or userspace"]),
             ("log_format = \"xml\"", &[], &["xml", "human or json"]),
             ("log = \"a=b=c\"", &[], &["a=b=c"]),
-            ("socket_group = \"no-such-group\"", &[], &["no-such-group", "no such group"]),
+            (
+                "socket_group = \"no-such-group\"",
+                &[],
+                &["no-such-group", "no such group"],
+            ),
             ("allowed_uids = [-1]", &[], &["allowed_uids"]),
             ("[", &[], &["/run/overlayd.toml"]),
             ("", &["--metrics-listen", "x"], &["--metrics-listen"]),
@@ -71,7 +88,10 @@ fn a_bad_setting_is_named_and_nothing_is_started() {
         for (file, arguments, words) in bad {
             let text = attempt(file, arguments);
             for word in words {
-                assert!(text.contains(word), "{file} {arguments:?}: {text:?} does not say {word:?}");
+                assert!(
+                    text.contains(word),
+                    "{file} {arguments:?}: {text:?} does not say {word:?}"
+                );
             }
         }
         assert!(!agent.state_dir().exists(), "nothing was made");
@@ -84,7 +104,10 @@ fn a_diff_says_by_its_status_whether_there_is_a_difference_and_a_mistake_is_none
         if !has_device("diff") {
             return;
         }
-        let agent = running(Agent::new("a"));
+        let mut agent = Agent::new("a");
+        // Not the default, so that a comparison without the agent has to know it too.
+        agent.environment.push(("OVERLAYD_MTU".into(), "1380".into()));
+        agent.start();
         agent.must(setup("a"));
         agent.must(add_peer(1));
         agent.wait_for("the node to be in sync", |agent| agent.look_again()["in_sync"] == true);
@@ -131,7 +154,13 @@ fn as_nobody(desired: &[u8], observed: &[u8], expected: &str) {
     fs::write("/run/files/observed.json", observed).unwrap();
     fs::set_permissions("/run/files", fs::Permissions::from_mode(0o755)).unwrap();
     let compare = |command: &mut Command| {
-        let files = ["diff", "--desired", "/run/files/desired.json", "--observed", "/run/files/observed.json"];
+        let files = [
+            "diff",
+            "--desired",
+            "/run/files/desired.json",
+            "--observed",
+            "/run/files/observed.json",
+        ];
         command.env_clear().args(files).output()
     };
     let binary = env!("CARGO_BIN_EXE_overlayd");
@@ -145,6 +174,9 @@ fn as_nobody(desired: &[u8], observed: &[u8], expected: &str) {
 }
 
 fn ip(arguments: &[&str]) {
-    let output = Command::new("ip").args(arguments).output().unwrap_or_else(|error| panic!("ip: {error}"));
+    let output = Command::new("ip")
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("ip: {error}"));
     assert!(output.status.success(), "{output:?}");
 }
