@@ -38,7 +38,19 @@ enum Command {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // clap would end with 2, which `diff` has given a meaning.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let outcome = match arguments.command {
         Command::Run(arguments) => run::run(*arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),

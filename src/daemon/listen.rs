@@ -127,7 +127,7 @@ pub async fn accept(agent: Arc<Agent>, listener: UnixListener) {
                 welcome(&agent, &connections, next_id, stream);
             }
             Err(error) => {
-                agent.metrics.accept_errors.inc();
+                agent.metrics.socket.accept_errors.inc();
                 tracing::warn!(%error, open = connections.len(), "cannot accept a connection; closing the longest idle one");
                 connections.close_idlest();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -135,6 +135,7 @@ pub async fn accept(agent: Arc<Agent>, listener: UnixListener) {
         }
         agent
             .metrics
+            .socket
             .connections
             .set(i64::try_from(connections.len()).unwrap_or(i64::MAX));
     }
@@ -159,6 +160,7 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, id: u64, stream: 
     if !is_allowed {
         agent
             .metrics
+            .socket
             .connections_closed
             .with_label_values(&["not allowed"])
             .inc();
@@ -167,7 +169,12 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, id: u64, stream: 
     }
     while connections.len() >= settings.connections_max {
         if !connections.close_idlest() {
-            agent.metrics.connections_closed.with_label_values(&["too many"]).inc();
+            agent
+                .metrics
+                .socket
+                .connections_closed
+                .with_label_values(&["too many"])
+                .inc();
             tracing::warn!(%origin, "every connection is busy; a new one was turned away");
             return;
         }
