@@ -10,6 +10,7 @@ default:
 check:
     cargo fmt --check
     cargo clippy --all-targets -- -D warnings
+    cargo clippy --lib --bins -- -D warnings -D clippy::unwrap_used -D clippy::expect_used -D clippy::panic
     @if command -v cargo-deny >/dev/null; then cargo deny check; else echo "NOT CHECKED: licences and advisories (cargo-deny is not installed)"; fi
 
 # All tests up to the kernel tier. What this machine does not allow is named: SKIPPED.
