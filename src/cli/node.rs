@@ -9,7 +9,7 @@ use crate::{
     clock::SystemClock,
     desired::{Document, store},
     object::Mark,
-    platform::{self, NativeKernel},
+    platform::{DataPlaneChoice, NativeKernel, NativeOptions},
     reconcile::{engine::Engine, target::Facts},
 };
 
@@ -33,7 +33,7 @@ pub fn engine(
     document: Document,
 ) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
     let mark = mark_of(&instance.state_dir);
-    let kernel = platform::open(mark, platform::DataPlaneChoice::Auto, instance.uapi_dir.clone())?;
+    let kernel = NativeKernel::open(NativeOptions::new(mark, DataPlaneChoice::Auto, instance.uapi_dir.clone()))?;
     Ok(Engine::new(
         kernel,
         SystemClock,

@@ -3,11 +3,11 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 use clap::Args;
 use serde::Deserialize;
 
-use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, Outcome};
+use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, Outcome, with_causes};
 use crate::{
     daemon::{self, DataPlane, LogFormat, Settings},
     ids::IfName,
-    platform,
+    platform::device_process::{self, DeviceArgs},
     reconcile::target::DEFAULT_MTU,
     wire::limits::CONNECTIONS_MAX,
 };
@@ -125,8 +125,14 @@ pub fn run(arguments: RunArguments) -> Outcome {
 }
 
 pub fn wg_device(arguments: DeviceArguments) -> Outcome {
-    platform::run_device_process(&arguments.interface, &arguments.uapi_dir)?;
-    Ok(ExitCode::SUCCESS)
+    let arguments = DeviceArgs { ifname: arguments.interface, uapi_dir: arguments.uapi_dir };
+    match device_process::run(arguments) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            eprintln!("overlayd wg-device: {}", with_causes(&error));
+            Ok(ExitCode::from(error.exit_code()))
+        }
+    }
 }
 
 fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {

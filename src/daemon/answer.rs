@@ -32,6 +32,8 @@ const ROUND_WITHIN: Duration = Duration::from_secs(15);
 pub enum Pending {
     Ready(Response),
     Edit(Submission),
+    /// The host's addresses are read by whoever waits for the answer, not by the reader of the connection.
+    NatStatus,
     Shutdown,
 }
 
@@ -42,7 +44,7 @@ pub async fn take(agent: &Agent, request: &Request, origin: &str) -> Pending {
         Err(message) => err(message),
         Ok(Admitted::Nothing) => Pending::Ready(Response::Ok),
         Ok(Admitted::Status) => Pending::Ready(Response::Status(report::status(agent))),
-        Ok(Admitted::NatStatus) => Pending::Ready(Response::NatStatus(report::nat_status(agent))),
+        Ok(Admitted::NatStatus) => Pending::NatStatus,
         Ok(Admitted::Shutdown) => Pending::Shutdown,
         Ok(Admitted::Edit(edit)) => match agent.editor.enqueue(edit, origin.to_owned()).await {
             Ok(submission) => Pending::Edit(submission),
@@ -56,6 +58,7 @@ pub async fn finish(agent: &Agent, pending: Pending) -> Response {
     match pending {
         Pending::Ready(response) => response,
         Pending::Shutdown => Response::Ok,
+        Pending::NatStatus => Response::NatStatus(report::nat_status(agent).await),
         Pending::Edit(submission) => match submission.kept().await {
             Ok(committed) => applied(agent, committed).await,
             Err(error @ EditError::NotKept(_)) => {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::agent::Agent;
 use crate::{
+    clock::Clock,
     desired::Document,
     object::{Key, Spec, Subsystem},
     observed::{Observed, Snapshot},
@@ -79,23 +80,22 @@ fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
 }
 
 /// The candidates that are known without asking anybody: the host's own addresses with the device's port.
-pub fn nat_status(agent: &Agent) -> NatStatus {
-    let document = agent.document();
-    let Some(overlay) = document.overlay() else {
-        return NatStatus::default();
+pub async fn nat_status(agent: &Agent) -> NatStatus {
+    let Some(port) = agent.document().overlay().map(|overlay| overlay.port) else { return NatStatus::default() };
+    let addresses = match platform::host_addresses(agent.mark).await {
+        Ok(addresses) => addresses,
+        Err(error) => {
+            tracing::warn!(%error, "the host's addresses cannot be read; no candidates are reported");
+            Vec::new()
+        }
     };
     let candidate = |ip: IpAddr| NatCandidate {
         candidate_type: "host".into(),
-        address: SocketAddr::new(ip, overlay.port).to_string(),
+        address: SocketAddr::new(ip, port).to_string(),
         priority: HOST_PRIORITY,
     };
-    let candidates: Vec<NatCandidate> = platform::host_addresses().into_iter().map(candidate).collect();
-    let last_refresh = crate::clock::Clock::now(&agent.clock).unix.0;
-    NatStatus {
-        candidates,
-        peers: Vec::new(),
-        last_refresh,
-    }
+    let candidates = addresses.into_iter().map(candidate).collect();
+    NatStatus { candidates, peers: Vec::new(), last_refresh: agent.clock.now().unix.0 }
 }
 
 /// The report of `overlayd status`: generations, conditions, trouble.

@@ -30,7 +30,7 @@ use crate::{
         store::{DiskStore, Opened, StoreError, Write},
     },
     object::{KeyPair, Mark},
-    platform,
+    platform::{DataPlaneChoice, NativeKernel, NativeOptions},
     reconcile::{
         engine::Engine,
         runtime::{self, Finished, Inbox, RuntimeOptions},
@@ -144,7 +144,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     let mark = Mark::of_instance(&identity);
     let generation = document.generation();
     let choice = data_plane(&settings);
-    let kernel = platform::open(mark, choice, settings.uapi_dir.clone())
+    let kernel = NativeKernel::open(NativeOptions::new(mark, choice, settings.uapi_dir.clone()))
         .map_err(|error| RunError::Process("open the kernel's interfaces", error))?;
     let listener = listen::bind(&settings)?;
 
@@ -233,11 +233,11 @@ fn open_store(state_dir: &Path) -> Result<(DiskStore, Document, String), RunErro
     Ok((store, document, identity.to_string_lossy().into_owned()))
 }
 
-fn data_plane(settings: &Settings) -> platform::DataPlaneChoice {
+fn data_plane(settings: &Settings) -> DataPlaneChoice {
     match settings.data_plane {
-        super::settings::DataPlane::Auto => platform::DataPlaneChoice::Auto,
-        super::settings::DataPlane::Kernel => platform::DataPlaneChoice::Kernel,
-        super::settings::DataPlane::Userspace => platform::DataPlaneChoice::Userspace,
+        super::settings::DataPlane::Auto => DataPlaneChoice::Auto,
+        super::settings::DataPlane::Kernel => DataPlaneChoice::Kernel,
+        super::settings::DataPlane::Userspace => DataPlaneChoice::Userspace,
     }
 }
 

@@ -32,6 +32,8 @@ const GROUP_MAX: usize = 256;
 const QUEUE_MAX: usize = 1024;
 /// Pause of a sender that found the queue full.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
+/// Edits after which the store tidies up even when it is never quiet: its journal is only trimmed then.
+const TIDY_AFTER: usize = 2000;
 /// Quiet time after which the store may tidy up without a client waiting behind it.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -197,12 +199,12 @@ struct Accepted {
 
 impl Desk {
     fn run(mut self, inbox: &Receiver<Order>) {
-        let mut untidy = false;
+        let mut untidy = 0;
         loop {
             let first = match inbox.recv_timeout(IDLE) {
                 Ok(order) => order,
                 Err(RecvTimeoutError::Timeout) => {
-                    if std::mem::take(&mut untidy) {
+                    if std::mem::take(&mut untidy) > 0 {
                         self.tidy();
                     }
                     continue;
@@ -216,12 +218,18 @@ impl Desk {
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }
             }
-            untidy = true;
+            untidy += orders.len();
             if self.group(orders) {
                 break;
             }
+            if untidy >= TIDY_AFTER {
+                untidy = 0;
+                self.tidy();
+            }
         }
-        self.tidy();
+        if let Err(error) = self.store.close() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the store was not tidied; the next start does it");
+        }
     }
 
     fn tidy(&mut self) {

@@ -6,7 +6,7 @@
 //!
 //! Only neighbours in the plan travel together, so that handing over several steps never changes their order.
 
-use super::{order, plan::Step};
+use super::{order::Undone, plan::Step};
 use crate::{
     action::Action,
     object::{Key, Subsystem},
@@ -28,33 +28,40 @@ pub enum Outcome {
 /// Runs the steps in order and says what became of each, in the same order.
 pub async fn apply<K: Kernel>(kernel: &mut K, steps: &[Step]) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(steps.len());
-    let mut failed: Vec<&Action> = Vec::new();
+    let mut undone = Undone::default();
+    // A kernel or a device that does not answer would cost its time limit again for every step that is left (B1).
+    let mut hung: Option<Key> = None;
     while outcomes.len() < steps.len() {
         let rest = &steps[outcomes.len()..];
         let first = &rest[0].action;
-        if let Some(cause) = failed.iter().find(|cause| order::depends_on(first, cause)) {
-            outcomes.push(Outcome::Skipped(cause.key().clone()));
-            failed.push(first);
+        if let Some(cause) = &hung {
+            outcomes.push(Outcome::Skipped(cause.clone()));
+            continue;
+        }
+        if let Some(cause) = undone.cause(first) {
+            outcomes.push(Outcome::Skipped(cause.clone()));
+            undone.note(first);
             continue;
         }
         let together = rest
             .iter()
             .take(TOGETHER_MAX)
-            .take_while(|step| travels_with(first, &step.action))
+            .take_while(|step| travels_with(first, &step.action) && undone.cause(&step.action).is_none())
             .count()
             .max(1);
         let actions: Vec<Action> = rest[..together].iter().map(|step| step.action.clone()).collect();
         let mut results = kernel.execute(&actions).await.into_iter();
         for step in &rest[..together] {
-            match results.next() {
-                Some(Ok(())) => outcomes.push(Outcome::Done),
-                Some(Err(error)) => {
-                    failed.push(&step.action);
+            let no_outcome = || Err(ActionError::Failed("the platform gave no outcome".into()));
+            match results.next().unwrap_or_else(no_outcome) {
+                Ok(()) => outcomes.push(Outcome::Done),
+                Err(error) => {
+                    undone.note(&step.action);
+                    if let ActionError::Timeout(_) = error {
+                        hung = Some(step.action.key().clone());
+                    }
                     outcomes.push(Outcome::Failed(error));
                 }
-                None => outcomes.push(Outcome::Failed(ActionError::Failed(
-                    "the platform gave no outcome".into(),
-                ))),
             }
         }
     }

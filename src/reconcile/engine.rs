@@ -17,15 +17,16 @@ use std::{
 use super::{
     apply::{Outcome, apply},
     explain::Diff,
-    ledger::{Condition, Ledger},
+    ledger::{Condition, Ledger, NOT_WANTED},
+    order::Undone,
     plan::{Plan, Reason, Step, Withheld, plan},
     target::{Facts, Scope, Target, lower, places},
 };
 use crate::{
-    clock::{Clock, Now},
+    clock::{Clock, Now, backoff},
     desired::Document,
     object::{Key, Spec, Subsystem},
-    observed::{Coverage, Observation, Snapshot},
+    observed::{Observation, Snapshot},
     platform::{ActionError, Interest, Kernel},
 };
 
@@ -66,6 +67,13 @@ impl SharedView {
     fn write(&self) -> RwLockWriteGuard<'_, View> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How much of the node a full round looks at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Node,
+    Peers,
 }
 
 /// What one round did, for the log and the metrics.
@@ -109,6 +117,8 @@ pub struct Engine<K, C> {
     view: SharedView,
     /// False before the first look and after anything that makes the cache doubtful.
     trusted: bool,
+    /// Full rounds in a row that could not see all of the node.
+    partial_looks: u32,
 }
 
 impl<K: Kernel, C: Clock> Engine<K, C> {
@@ -122,6 +132,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             settled,
             view: SharedView::default(),
             trusted: false,
+            partial_looks: 0,
         }
     }
 
@@ -148,33 +159,47 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             Scope::Keys(keys) if self.trusted && keys.iter().all(|key| key.subsystem() == Subsystem::Peer) => {
                 self.scoped_round(keys).await
             }
-            Scope::Keys(_) | Scope::Everything => self.full_round().await,
+            Scope::Keys(_) | Scope::Everything => self.full_round(Look::Node).await,
         };
+        self.record(&mut round);
+        round
+    }
+
+    /// A full round that looks at WireGuard only and takes the rest from the cache: peers change without a sign, and their
+    /// handshakes and counters are what people ask for.
+    pub async fn glance(&mut self) -> Round {
+        let look = if self.trusted { Look::Peers } else { Look::Node };
+        let mut round = self.full_round(look).await;
+        self.record(&mut round);
+        round
+    }
+
+    fn record(&mut self, round: &mut Round) {
         let mut view = self.view.write();
         view.progress.rounds += 1;
         view.progress.in_sync = round.in_sync;
-        if round.in_sync {
+        // A round about some keys does not answer for the other edits of its generation; `cover` does.
+        if round.in_sync && round.full {
             view.progress.converged = view.progress.converged.max(round.generation);
         }
         view.progress.ready |= round.full && round.blind.is_none();
-        round.again_at = round.again_at.into_iter().chain(view.ledger.next_due()).min();
-        round
+        if round.blind.is_none() {
+            round.again_at = round.again_at.into_iter().chain(view.ledger.next_due()).min();
+        }
     }
 
     /// Every edit up to `generation` was part of a round that has finished.
     pub fn cover(&mut self, generation: u64) {
         let mut view = self.view.write();
         view.progress.covered = view.progress.covered.max(generation);
+        if view.progress.in_sync {
+            view.progress.converged = view.progress.converged.max(view.progress.covered);
+        }
     }
 
     /// What a full round would do now. Changes nothing, not even the cache.
     pub async fn inspect(&mut self) -> Result<Diff, String> {
-        let interest = self.interest();
-        let observation = self
-            .kernel
-            .observe(&interest)
-            .await
-            .map_err(|error| error.to_string())?;
+        let observation = self.observe().await?;
         let mut snapshot = Snapshot::default();
         snapshot.absorb(observation);
         let now = self.clock.now();
@@ -186,18 +211,19 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     /// What is on the node now, in the places that the document is about. Changes nothing, not even the cache.
     pub async fn observe(&mut self) -> Result<Observation, String> {
-        let interest = self.interest();
+        let interest = self.interest(Look::Node);
         self.kernel.observe(&interest).await.map_err(|error| error.to_string())
     }
 
-    async fn full_round(&mut self) -> Round {
+    async fn full_round(&mut self, first: Look) -> Round {
         let mut round = Round {
             full: true,
             ..Round::default()
         };
         for pass in 0..PASSES_MAX {
             let looked_at = self.clock.now();
-            let seen = self.look().await;
+            // What a change did is looked at with everything around it.
+            let seen = self.look(if pass == 0 { first } else { Look::Node }).await;
             let elapsed = self.clock.now().instant.duration_since(looked_at.instant);
             if pass == 0 {
                 round.observe += elapsed
@@ -224,7 +250,19 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             self.carry_out(&target, &due, &mut round).await;
         }
         self.trusted = true;
+        self.retry_partial_look(&mut round);
         round
+    }
+
+    /// What could not be seen whole is looked at again sooner than the next periodic look, with growing pauses.
+    fn retry_partial_look(&mut self, round: &mut Round) {
+        if is_whole(&self.view.read()) {
+            self.partial_looks = 0;
+            return;
+        }
+        self.partial_looks = self.partial_looks.saturating_add(1);
+        let at = self.clock.now().instant + backoff(self.partial_looks);
+        round.again_at = Some(round.again_at.map_or(at, |sooner| sooner.min(at)));
     }
 
     async fn scoped_round(&mut self, mut keys: BTreeSet<Key>) -> Round {
@@ -257,6 +295,8 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let mut view = self.view.write();
         for key in &keys {
             match target.objects.get(key) {
+                // It could not be removed: what is known of its tries stays.
+                None if stuck.contains(key) => {}
                 None => view.ledger.forget(key),
                 Some(wanted) => {
                     let withheld = plan.withheld.get(key);
@@ -265,7 +305,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             }
         }
         note_incomplete(&mut view.ledger, &target);
-        round.in_sync = view.ledger.is_in_sync() && !failed;
+        round.in_sync = view.ledger.is_in_sync() && !failed && is_whole(&view);
         round
     }
 
@@ -296,27 +336,25 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         keys.extend(others);
     }
 
-    async fn look(&mut self) -> Result<(), String> {
-        let interest = self.interest();
-        let observation = self
-            .kernel
-            .observe(&interest)
-            .await
-            .map_err(|error| error.to_string())?;
+    async fn look(&mut self, look: Look) -> Result<(), String> {
+        let interest = self.interest(look);
+        let observation = self.kernel.observe(&interest).await.map_err(|error| error.to_string())?;
         let mut view = self.view.write();
-        view.snapshot.distrust();
+        if look == Look::Node {
+            view.snapshot.distrust();
+        }
         view.snapshot.absorb(observation);
         Ok(())
     }
 
-    fn interest(&self) -> Interest {
+    fn interest(&self, look: Look) -> Interest {
         let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
         let (links, keys) = places(&document, &self.facts);
-        Interest {
-            subsystems: Subsystem::ALL.into_iter().collect(),
-            links,
-            keys,
-        }
+        let subsystems = match look {
+            Look::Node => Subsystem::ALL.into_iter().collect(),
+            Look::Peers => [Subsystem::Device, Subsystem::Peer].into_iter().collect(),
+        };
+        Interest { subsystems, links, keys }
     }
 
     fn lower(&self, scope: &Scope) -> (Target, u64) {
@@ -335,16 +373,24 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         (target, plan)
     }
 
-    /// The steps whose objects do not back off.
+    /// The steps that may be tried now: an object that backs off waits, and with it what stands on it.
     fn due(&self, target: &Target, plan: &Plan) -> Vec<Step> {
         let now = self.clock.now();
-        let view = self.view.read();
-        let is_due = |step: &&Step| {
+        let mut view = self.view.write();
+        let mut undone = Undone::default();
+        let mut due = Vec::new();
+        for step in &plan.steps {
             let key = step.action.key();
-            view.ledger
-                .is_due(key, target.objects.get(key).map(|wanted| wanted.since), now)
-        };
-        plan.steps.iter().filter(is_due).cloned().collect()
+            let since = target.objects.get(key).map(|wanted| wanted.since);
+            if let Some(cause) = undone.cause(&step.action) {
+                view.ledger.set(key, waits_for(cause));
+            } else if view.ledger.is_due(key, since, now) {
+                due.push(step.clone());
+                continue;
+            }
+            undone.note(&step.action);
+        }
+        due
     }
 
     /// Applies steps and writes their outcomes down; true when one failed.
@@ -360,7 +406,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let mut view = self.view.write();
         for (step, outcome) in steps.iter().zip(outcomes) {
             let key = step.action.key();
-            let since = target.objects.get(key).map_or(0, |wanted| wanted.since);
+            let since = target.objects.get(key).map_or(NOT_WANTED, |wanted| wanted.since);
             let (result, error) = match outcome {
                 Outcome::Done => {
                     if is_drift(&view, step, since) {
@@ -372,12 +418,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
                 }
                 Outcome::Skipped(cause) => {
                     failed = true;
-                    view.ledger.set(
-                        key,
-                        Condition::Pending {
-                            why: format!("waits for {cause}"),
-                        },
-                    );
+                    view.ledger.set(key, waits_for(&cause));
                     ("skipped", Some(format!("waits for {cause}")))
                 }
                 Outcome::Failed(error) => {
@@ -423,10 +464,18 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             );
         }
         note_incomplete(&mut view.ledger, target);
-        let whole = Subsystem::ALL
-            .into_iter()
-            .all(|part| *view.snapshot.coverage(part) == Coverage::Whole);
-        round.in_sync = plan.steps.is_empty() && plan.withheld.is_empty() && whole && view.ledger.is_in_sync();
+        let settled = plan.steps.is_empty() && plan.withheld.is_empty();
+        round.in_sync = settled && is_whole(&view) && view.ledger.is_in_sync();
+    }
+}
+
+fn is_whole(view: &View) -> bool {
+    Subsystem::ALL.into_iter().all(|part| view.snapshot.is_whole(part))
+}
+
+fn waits_for(other: &Key) -> Condition {
+    Condition::Pending {
+        why: format!("waits for {other}"),
     }
 }
 
@@ -435,7 +484,7 @@ fn is_drift(view: &View, step: &Step, since: u64) -> bool {
     let key = step.action.key();
     let only_endpoint = matches!(&step.reason, Reason::Changed(fields) if fields.iter().all(|f| f.field == "endpoint"));
     match &step.reason {
-        Reason::Extra => view.progress.ready && view.ledger.realized_at(key).is_none(),
+        Reason::Extra => view.progress.ready && !view.ledger.was_wanted(key),
         Reason::Missing | Reason::Changed(_) | Reason::Replaced => {
             !only_endpoint && view.ledger.realized_at(key) == Some(since)
         }
@@ -465,21 +514,8 @@ fn settle_key(ledger: &mut Ledger, key: &Key, since: u64, withheld: Option<&With
                 why: format!("waits for {other}"),
             },
         ),
-        Some(Withheld::Unseen(why)) => {
-            let error = format!("not seen whole: {why}");
-            ledger.set(
-                key,
-                Condition::Failing {
-                    attempts: 0,
-                    since: now.unix,
-                    error,
-                },
-            );
-        }
-        None if stuck && ledger.is_contended(key) => {
-            let why = "contended: another program keeps undoing it".into();
-            ledger.set(key, Condition::Blocked { why });
-        }
+        Some(Withheld::Unseen(why)) => ledger.unseen(key, why, now),
+        None if stuck && ledger.is_contended(key, now) => ledger.contend(key),
         // What failed said so itself; what was skipped waits for it.
         None if stuck => {}
         None => ledger.realize(key, since),

@@ -24,6 +24,9 @@ use crate::{
 const CONTENTION_REPAIRS: u32 = 300;
 const CONTENTION_WINDOW: Duration = Duration::from_secs(60);
 
+/// Stands for the generation of an object that the document does not want; the first edit makes generation 1.
+pub const NOT_WANTED: u64 = 0;
+
 /// How an object is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
@@ -61,7 +64,7 @@ struct Entry {
     condition: Condition,
     /// The wanted generation that was last realized; `None` before the first time.
     realized: Option<u64>,
-    /// The wanted generation that was last tried.
+    /// The wanted generation that was last tried; [`NOT_WANTED`] before the first try and for a removal.
     tried: u64,
     attempts: u32,
     not_before: Option<Instant>,
@@ -76,7 +79,7 @@ impl Default for Entry {
                 why: "not looked at yet".into(),
             },
             realized: None,
-            tried: 0,
+            tried: NOT_WANTED,
             attempts: 0,
             not_before: None,
             repairs: 0,
@@ -130,16 +133,23 @@ impl Ledger {
         self.entries.get(key).and_then(|entry| entry.realized)
     }
 
+    /// True when the object was wanted at some time since this process started, and tried or found right.
+    pub fn was_wanted(&self, key: &Key) -> bool {
+        self.entries
+            .get(key)
+            .is_some_and(|entry| entry.realized.is_some() || entry.tried != NOT_WANTED)
+    }
+
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         self.entries.keys()
     }
 
-    /// True when the object may be tried now. A change of what is wanted ends its backoff.
+    /// True when the object may be tried now. A change of what is wanted ends its backoff, also when it is no longer wanted.
     pub fn is_due(&self, key: &Key, since: Option<u64>, now: Now) -> bool {
         let Some(entry) = self.entries.get(key) else {
             return true;
         };
-        let changed = since.is_some_and(|since| since != entry.tried);
+        let changed = since.unwrap_or(NOT_WANTED) != entry.tried;
         changed || entry.not_before.is_none_or(|at| at <= now.instant)
     }
 
@@ -151,9 +161,36 @@ impl Ledger {
             .min()
     }
 
+    /// Notes a condition that no try of ours can end: what ends it is a look at the node, so nothing backs off.
     pub fn set(&mut self, key: &Key, condition: Condition) {
-        self.entry(key).condition = condition.clone();
+        let entry = self.entry(key);
+        entry.condition = condition.clone();
+        entry.not_before = None;
         self.note(key, condition);
+    }
+
+    /// The object's part of the node could not be seen; failing since the first such look.
+    pub fn unseen(&mut self, key: &Key, why: &str, now: Now) {
+        let since = match self.condition(key) {
+            Some(Condition::Failing { since, .. }) => *since,
+            Some(Condition::Realized | Condition::Pending { .. } | Condition::Blocked { .. }) | None => now.unix,
+        };
+        let error = format!("not seen whole: {why}");
+        self.set(
+            key,
+            Condition::Failing {
+                attempts: 0,
+                since,
+                error,
+            },
+        );
+    }
+
+    /// The object is undone as often as it is repaired; it waits out its pause.
+    pub fn contend(&mut self, key: &Key) {
+        let why = "contended: another program keeps undoing it".to_owned();
+        self.entry(key).condition = Condition::Blocked { why: why.clone() };
+        self.note(key, Condition::Blocked { why });
     }
 
     /// The object is as wanted since `since`.
@@ -162,7 +199,10 @@ impl Ledger {
         entry.realized = Some(since);
         entry.tried = since;
         entry.attempts = 0;
-        entry.not_before = None;
+        // A repair that is undone a moment later was right for that moment; only time ends its pause.
+        if entry.repairs <= CONTENTION_REPAIRS {
+            entry.not_before = None;
+        }
         if entry.condition != Condition::Realized {
             entry.condition = Condition::Realized;
             self.note(key, Condition::Realized);
@@ -213,11 +253,12 @@ impl Ledger {
         }
     }
 
-    /// True when the object waits because its repairs are being undone.
-    pub fn is_contended(&self, key: &Key) -> bool {
+    /// True while the object's repairs are being undone.
+    pub fn is_contended(&self, key: &Key, now: Now) -> bool {
+        let is_recent = |since: Instant| now.instant.saturating_duration_since(since) <= CONTENTION_WINDOW;
         self.entries
             .get(key)
-            .is_some_and(|entry| entry.repairs > CONTENTION_REPAIRS)
+            .is_some_and(|entry| entry.repairs > CONTENTION_REPAIRS && entry.repairs_since.is_some_and(is_recent))
     }
 
     /// The object is no longer wanted.

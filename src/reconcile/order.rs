@@ -7,18 +7,37 @@
 //! Deleting comes before creating for links and addresses, not after: an old device holds the UDP port that the new one needs, and Linux
 //! removes an interface's secondary addresses together with their primary.
 
-use super::plan::Step;
+use std::collections::BTreeSet;
+
+use super::plan::{Reason, Step};
 use crate::{
     action::Action,
     object::{Key, RouteSpec, Spec, Subsystem},
 };
 
 /// Sorts steps into the order in which they are safe. Steps of one rank keep the order of their keys.
+///
+/// *Assumes*: of an object that is replaced, the deletion comes before the creation. They keep that order.
 pub fn sort(steps: &mut [Step]) {
-    steps.sort_by(|a, b| {
-        let place = |step: &Step| (rank(&step.action), step.action.key().clone());
-        place(a).cmp(&place(b))
+    let fallbacks: BTreeSet<Key> = steps
+        .iter()
+        .filter(|step| creates_fallback(step))
+        .map(|step| step.action.key().clone())
+        .collect();
+    steps.sort_by_cached_key(|step| {
+        let key = step.action.key();
+        let rank = match (&step.action, &step.reason) {
+            // A route that makes room goes before its successor comes; a fallback leaves no more than that one gap.
+            (Action::Delete { .. }, Reason::Replaced) if fallbacks.contains(key) => 0,
+            (Action::Delete { .. }, Reason::Replaced) if key.subsystem() == Subsystem::Route => 1,
+            (action, _) => rank(action),
+        };
+        (rank, key.clone())
     });
+}
+
+fn creates_fallback(step: &Step) -> bool {
+    matches!(&step.action, Action::Create { spec, .. } if is_fallback(spec))
 }
 
 fn rank(action: &Action) -> u8 {
@@ -49,8 +68,38 @@ fn is_fallback(spec: &Spec) -> bool {
     matches!(spec, Spec::Route(RouteSpec::Unreachable))
 }
 
+/// Steps that were not done, as far as others stand on them.
+#[derive(Default)]
+pub struct Undone<'a>(Vec<&'a Action>);
+
+impl<'a> Undone<'a> {
+    /// Notes a step. The list stays short whatever happens to ten thousand peers: nothing stands on a peer.
+    pub fn note(&mut self, action: &'a Action) {
+        let carries_others = match action {
+            Action::Create {
+                key: Key::Link(_) | Key::Device(_),
+                ..
+            } => true,
+            Action::Create { spec, .. } => is_fallback(spec),
+            Action::Delete { key, .. } => key.subsystem() != Subsystem::Peer,
+            Action::Update { .. } => false,
+        };
+        if carries_others {
+            self.0.push(action);
+        }
+    }
+
+    /// The object for want of which `later` cannot be done.
+    pub fn cause(&self, later: &Action) -> Option<&'a Key> {
+        self.0
+            .iter()
+            .find(|undone| depends_on(later, undone))
+            .map(|undone| undone.key())
+    }
+}
+
 /// True when `later` cannot be done once `failed` was not: what it stands on is missing.
-pub fn depends_on(later: &Action, failed: &Action) -> bool {
+fn depends_on(later: &Action, failed: &Action) -> bool {
     let needs_link = |spec: &Spec, name: &crate::ids::IfName| super::plan::link_of(later.key(), spec) == Some(name);
     match (failed, later) {
         (Action::Delete { key, .. }, Action::Create { key: same, .. }) => key == same,

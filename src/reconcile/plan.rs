@@ -22,7 +22,7 @@ use crate::{
     action::Action,
     clock::UnixTime,
     ids::IfName,
-    object::{Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem},
+    object::{DeviceSpec, Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem},
     observed::{Coverage, Observed, Owner, Snapshot},
 };
 
@@ -90,7 +90,7 @@ pub struct FieldChange {
 pub enum Withheld {
     /// Something that is not ours has the place.
     Blocked(String),
-    /// It needs an object that is itself blocked.
+    /// It needs an object that is itself blocked, or that this plan does not bring about.
     WaitsFor(Key),
     /// The part of the node that it lives in could not be seen whole.
     Unseen(String),
@@ -254,12 +254,16 @@ impl Planner<'_> {
         );
     }
 
-    /// What stands in the way of `key` besides the object itself: a link that is not ours.
+    /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
     fn obstacle(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
-        let link = Key::Link(link_of(key, spec)?.clone());
+        let name = link_of(key, spec)?;
+        let link = Key::Link(name.clone());
+        let is_made = || self.target.wants(&link).is_some() && self.snapshot.is_whole(Subsystem::Link);
         match self.snapshot.find(&link).map(|seen| &seen.owner) {
-            Some(Owner::Stranger(_)) => Some(Withheld::WaitsFor(link)),
-            Some(Owner::Ours) | None => None,
+            Some(Owner::Ours) => None,
+            // What was seen stands on its link, whatever the dump of links shows.
+            None if is_made() || self.snapshot.find(key).is_some() => None,
+            Some(Owner::Stranger(_)) | None => Some(Withheld::WaitsFor(link)),
         }
     }
 
@@ -332,7 +336,8 @@ pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
         }
         (Spec::Sysctl(from), Spec::Sysctl(to)) => field("value", from.to_string(), to.to_string()),
         (Spec::Device(from), Spec::Device(to)) => {
-            field("public_key", format!("{:?}", from.key), format!("{:?}", to.key));
+            let key = |device: &DeviceSpec| device.key.public.map_or("none".into(), |key| key.to_string());
+            field("public_key", key(from), key(to));
             field("listen_port", from.listen_port.to_string(), to.listen_port.to_string());
             field("fwmark", from.fwmark.to_string(), to.fwmark.to_string());
         }

@@ -36,9 +36,11 @@ use crate::{
     platform::{Hint, Kernel},
 };
 
+/// Time between two looks at the peers: no kernel tells when a peer changes, and a status is no older than this.
+const GLANCE_EVERY: Duration = Duration::from_secs(5);
 /// How long the loop waits after a hint for the rest of its burst.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// Acknowledged edits whose way to the kernel is timed; beyond it the oldest are not measured (I-15).
+/// Acknowledged edits whose way to the kernel is timed; those beyond it are not measured (I-15).
 const TIMED_EDITS_MAX: usize = 4096;
 /// Commands that may wait for the runner.
 const COMMANDS_MAX: usize = 64;
@@ -117,6 +119,8 @@ enum Work {
         woken_at: Instant,
         cause: &'static str,
     },
+    /// A look at the peers only.
+    Glance,
     Command(Command),
 }
 
@@ -127,8 +131,12 @@ struct Scheduler {
     commands: mpsc::Receiver<Command>,
     resync_every: Duration,
     jitter: u64,
+    /// When the peers are to be looked at.
+    glance_at: Instant,
     /// When the next full round is due, what for, and when it was first asked for.
     due: Due,
+    /// A command was the last work that was handed out: a round that waits is next, so that neither starves the other.
+    after_command: bool,
     overruns: Arc<dyn Fn() + Send + Sync>,
     timer: Pin<Box<tokio::time::Sleep>>,
 }
@@ -147,7 +155,7 @@ impl Scheduler {
             self.due = Due {
                 at,
                 cause,
-                woken_at: Instant::now(),
+                woken_at: now(),
             };
         }
     }
@@ -160,7 +168,7 @@ impl Scheduler {
         self.jitter ^= self.jitter << 17;
         let tenth = self.resync_every / 10;
         let spread = tenth.mul_f64((self.jitter % 2001) as f64 / 1000.0);
-        let at = Instant::now() + self.resync_every - tenth + spread;
+        let at = now() + self.resync_every - tenth + spread;
         self.due = Due {
             at,
             cause: "resync",
@@ -178,45 +186,69 @@ impl Scheduler {
                     "overrun"
                 }
             };
-            self.require(Instant::now() + DEBOUNCE, cause);
+            self.require(now() + DEBOUNCE, cause);
+        }
+        if std::mem::take(&mut self.after_command)
+            && let Some(round) = self.waiting_round()
+        {
+            return Poll::Ready(Some(round));
         }
         match self.commands.poll_next_unpin(cx) {
-            Poll::Ready(Some(command)) => return Poll::Ready(Some(Work::Command(command))),
+            Poll::Ready(Some(command)) => {
+                self.after_command = true;
+                return Poll::Ready(Some(Work::Command(command)));
+            }
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending => {}
         }
-        if let Some(pending) = self.inbox.take() {
-            let scope = if pending.everything {
-                Scope::Everything
-            } else {
-                Scope::Keys(pending.keys)
-            };
-            return Poll::Ready(Some(Work::Round {
-                scope,
-                covers: pending.generation,
-                edits: pending.timed,
-                woken_at: Instant::now(),
-                cause: "edit",
-            }));
-        }
         loop {
-            if self.due.at <= Instant::now() {
-                let due = self.due;
-                let covers = 0;
-                return Poll::Ready(Some(Work::Round {
-                    scope: Scope::Everything,
-                    covers,
-                    edits: VecDeque::new(),
-                    woken_at: due.woken_at,
-                    cause: due.cause,
-                }));
+            if let Some(round) = self.waiting_round() {
+                return Poll::Ready(Some(round));
             }
-            self.timer.as_mut().reset(self.due.at.into());
+            if self.glance_at <= now() {
+                self.glance_at = now() + GLANCE_EVERY;
+                return Poll::Ready(Some(Work::Glance));
+            }
+            self.timer.as_mut().reset(self.due.at.min(self.glance_at).into());
             if self.timer.poll_unpin(cx).is_pending() {
                 return Poll::Pending;
             }
         }
     }
+
+    /// The round that is to run now. A full round that is due takes the edits along: were they always first, a steady stream of
+    /// edits would put off repairs for ever.
+    fn waiting_round(&mut self) -> Option<Work> {
+        let edits = self.inbox.take();
+        if self.due.at <= now() {
+            let pending = edits.unwrap_or_default();
+            return Some(Work::Round {
+                scope: Scope::Everything,
+                covers: pending.generation,
+                edits: pending.timed,
+                woken_at: self.due.woken_at,
+                cause: self.due.cause,
+            });
+        }
+        let pending = edits?;
+        let scope = if pending.everything {
+            Scope::Everything
+        } else {
+            Scope::Keys(pending.keys)
+        };
+        Some(Work::Round {
+            scope,
+            covers: pending.generation,
+            edits: pending.timed,
+            woken_at: now(),
+            cause: "edit",
+        })
+    }
+}
+
+/// The timers' own clock: the machine's, except in a test that stops it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 impl Stream for Scheduler {
@@ -261,7 +293,7 @@ pub async fn run<K: Kernel, C: Clock>(
     overruns: Arc<dyn Fn() + Send + Sync>,
     mut finished: impl FnMut(Finished<'_>),
 ) {
-    let now = Instant::now();
+    let started = now();
     let mut scheduler = Scheduler {
         inbox,
         hints: engine.kernel().hints().fuse().boxed(),
@@ -269,10 +301,12 @@ pub async fn run<K: Kernel, C: Clock>(
         resync_every: options.resync_every,
         jitter: options.jitter_seed.max(1),
         due: Due {
-            at: now,
+            at: started,
             cause: "start",
-            woken_at: now,
+            woken_at: started,
         },
+        glance_at: started + GLANCE_EVERY,
+        after_command: false,
         overruns,
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
     };
@@ -294,17 +328,20 @@ pub async fn run<K: Kernel, C: Clock>(
                 let round = engine.round(scope).await;
                 engine.cover(covers);
                 conclude(&mut scheduler, &round);
-                let lags = edits
-                    .into_iter()
-                    .filter(|_| round.in_sync)
-                    .map(|at| at.elapsed())
-                    .collect();
+                let ended = now();
+                let lag = |at: Instant| ended.saturating_duration_since(at);
                 finished(Finished {
                     round: &round,
                     cause,
-                    lags,
-                    since_woken: woken_at.elapsed(),
+                    lags: edits.into_iter().filter(|_| round.in_sync).map(lag).collect(),
+                    since_woken: lag(woken_at),
                 });
+            }
+            Work::Glance => {
+                let begun = now();
+                let round = engine.glance().await;
+                follow_up(&mut scheduler, &round);
+                finished(Finished { round: &round, cause: "glance", lags: Vec::new(), since_woken: now() - begun });
             }
             Work::Command(command) => obey(&mut engine, &mut scheduler, command, &mut finished).await,
         }
@@ -315,12 +352,12 @@ fn conclude(scheduler: &mut Scheduler, round: &Round) {
     if round.full {
         scheduler.rewind();
     }
+    follow_up(scheduler, round);
+}
+
+fn follow_up(scheduler: &mut Scheduler, round: &Round) {
     if let Some(at) = round.again_at {
         scheduler.require(at, "retry");
-    }
-    if !round.full && !round.drift.is_empty() {
-        // Who changed one thing may have changed others that give no sign (peers do not).
-        scheduler.require(Instant::now(), "drift");
     }
 }
 
@@ -330,7 +367,7 @@ async fn obey<K: Kernel, C: Clock>(
     command: Command,
     finished: &mut impl FnMut(Finished<'_>),
 ) {
-    let started = Instant::now();
+    let started = now();
     let (cause, reply) = match command {
         Command::Inspect(reply) => {
             // Nobody waits any more when sending fails.
@@ -353,7 +390,7 @@ async fn obey<K: Kernel, C: Clock>(
         round: &round,
         cause,
         lags: Vec::new(),
-        since_woken: started.elapsed(),
+        since_woken: now().saturating_duration_since(started),
     });
     if let Some(reply) = reply {
         let _ = reply.send(());

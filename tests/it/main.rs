@@ -2,4 +2,15 @@
 //!
 //! One binary on purpose: each further one would link the whole crate again.
 
+mod committer;
+mod engine;
+mod floor_plan;
+mod house_rules;
+mod plan_golden;
+mod properties;
+mod runtime;
+mod script;
+mod scripts;
+mod source;
 mod wire;
+mod world;

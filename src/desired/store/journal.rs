@@ -4,6 +4,9 @@
 //!
 //! Upholds I-01 (no `Ok` before the disk said so; after an error nothing is left) and I-12 (only the next generation is taken).
 //!
+//! A segment is filled with zeros when it is made, and overwritten: an append that makes a file longer waits for the file system's own
+//! journal too, which was measured to cost seven times as much (docs/decisions/0003-durability.md).
+//!
 //! A failed wait for the disk is not like a failed write: the kernel drops the pages that it could not write and the next wait
 //! succeeds without them. Only a full disk is taken for a reason to go on afterwards.
 
@@ -42,7 +45,7 @@ impl Journal {
             .map_err(|source| io_error("create", &dir, source))?;
         disk.sync_dir(state_dir)
             .map_err(|source| io_error("write", state_dir, source))?;
-        let (file, segment) = new_segment(&*disk, state_dir, first, joins)?;
+        let (file, segment) = new_segment(&*disk, state_dir, first, joins, segment_bytes)?;
         Ok(Self {
             disk,
             state_dir: state_dir.into(),
@@ -123,7 +126,13 @@ impl Journal {
 
     /// Starts a segment at `first` although entries before it are missing here; the checkpoint has them.
     pub(super) fn jump_to(&mut self, first: u64) -> Result<(), StoreError> {
-        let (file, segment) = new_segment(&*self.disk, &self.state_dir, first, Joins::Checkpoint)?;
+        let (file, segment) = new_segment(
+            &*self.disk,
+            &self.state_dir,
+            first,
+            Joins::Checkpoint,
+            self.segment_bytes,
+        )?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -163,7 +172,13 @@ impl Journal {
         if segment.last < segment.first || segment.len + bytes <= self.segment_bytes {
             return Ok(());
         }
-        let (file, segment) = new_segment(&*self.disk, &self.state_dir, segment.last + 1, Joins::Previous)?;
+        let (file, segment) = new_segment(
+            &*self.disk,
+            &self.state_dir,
+            segment.last + 1,
+            Joins::Previous,
+            self.segment_bytes,
+        )?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -174,7 +189,7 @@ impl Journal {
         let Some(segment) = self.segments.last() else {
             unreachable!("an append failed in some segment")
         };
-        let undone = self.file.truncate(segment.len).and_then(|()| self.file.sync());
+        let undone = refill(&mut *self.file, segment.len, self.segment_bytes);
         if let Err(undo) = &undone {
             tracing::error!(path = %segment.path.display(), error = %undo, "journal could not be cut back after a failed write");
         }
@@ -196,6 +211,14 @@ impl Journal {
     }
 }
 
+/// Cuts a segment back to `keep` bytes, on the disk, and fills it up with zeros again.
+pub(super) fn refill(file: &mut dyn DiskFile, keep: u64, segment_bytes: u64) -> io::Result<()> {
+    file.truncate(keep)?;
+    // Only for speed, so a full disk is no reason to fail: a part of zeros is as right as all of them.
+    let _ = file.write_at(keep, &vec![0; segment_bytes.saturating_sub(keep) as usize]);
+    file.sync()
+}
+
 /// True for "no space" in its three spellings; the file system refused before anything was overwritten.
 fn is_full(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
@@ -208,13 +231,16 @@ fn new_segment(
     state_dir: &Path,
     first: u64,
     joins: Joins,
+    segment_bytes: u64,
 ) -> Result<(Box<dyn DiskFile>, Segment), StoreError> {
     let dir = state_dir.join(JOURNAL);
     let path = dir.join(segment_name(first));
     let header = SegmentHeader { first, joins }.encode();
+    let mut blank = header.to_vec();
+    blank.resize(blank.len().max(segment_bytes as usize), 0);
     let make = || {
         let mut file = disk.create(&path)?;
-        file.write_at(0, &header)?;
+        file.write_at(0, &blank)?;
         file.sync()?;
         disk.sync_dir(&dir)?;
         Ok(file)

@@ -18,10 +18,10 @@ use super::disk::{Disk, RealDisk, io_error, parent, replace};
 use super::export;
 use super::frame::Joins;
 use super::journal::Journal;
-use super::layout::{self, CREATING, FORMAT, PARTS, QUARANTINE, SLED};
+use super::layout::{self, CREATING, FORMAT, PARTS, SLED};
 use super::lock::DirLock;
 use super::port::{Contents, Entry, Store, StoreError, Write};
-use super::scan::Torn;
+use super::quarantine::{cut_off, set_aside};
 use super::survey::{Format, Rebuilt, Survey};
 use super::watermark::{Mark, Watermark};
 use crate::clock::UnixTime;
@@ -192,7 +192,7 @@ impl DiskStore {
         let Rebuilt { contents, base } = survey.verdict().map_err(|what| damaged(state_dir, what))?;
         let mut notes = Vec::new();
         if let Some(torn) = &survey.scan.torn {
-            notes.push(cut_off(&*disk, state_dir, now, torn)?);
+            notes.push(cut_off(&*disk, state_dir, limits.segment_bytes, now, torn)?);
         }
         let exported = survey.exported();
         let mut store = Self {
@@ -236,7 +236,7 @@ impl DiskStore {
 
     /// A clean stop: folds everything and writes a copy, so that the next start has nothing to replay.
     pub fn close(mut self) -> Result<(), StoreError> {
-        self.fold_and_copy(1)
+        Store::close(&mut self)
     }
 
     /// Everything in its place: checkpoint, copy, and last of all the sign that this is a store.
@@ -349,6 +349,10 @@ impl Store for DiskStore {
     fn tidy(&mut self) -> Result<(), StoreError> {
         self.fold_and_copy(self.limits.export_every)
     }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        self.fold_and_copy(1)
+    }
 }
 
 /// The lock, in a directory that exists and that others cannot look into.
@@ -376,70 +380,6 @@ pub(super) fn enter(state_dir: &Path) -> Result<DirLock, StoreError> {
         fs::set_permissions(state_dir, Permissions::from_mode(0o700)).map_err(|e| io_error("close", state_dir, e))?;
     }
     Ok(lock)
-}
-
-/// Moves the named parts into a quarantine directory of their own; where they are now, if there were any.
-pub(super) fn set_aside(
-    disk: &dyn Disk,
-    state_dir: &Path,
-    now: UnixTime,
-    parts: &[&str],
-) -> Result<Option<PathBuf>, StoreError> {
-    let present: Vec<&&str> = parts.iter().filter(|part| state_dir.join(part).exists()).collect();
-    if present.is_empty() {
-        return Ok(None);
-    }
-    let target = new_quarantine(disk, state_dir, now)?;
-    for part in present {
-        let (from, to) = (state_dir.join(part), target.join(part.replace('/', "-")));
-        let moved = disk.rename(&from, &to).and_then(|()| disk.sync_dir(parent(&from)));
-        moved
-            .and_then(|()| disk.sync_dir(&target))
-            .map_err(|source| io_error("set aside", &from, source))?;
-    }
-    Ok(Some(target))
-}
-
-fn new_quarantine(disk: &dyn Disk, state_dir: &Path, now: UnixTime) -> Result<PathBuf, StoreError> {
-    let (base, target) = (state_dir.join(QUARANTINE), layout::quarantine_dir(state_dir, now.0));
-    let make = || {
-        disk.create_dir(&base)?;
-        disk.sync_dir(state_dir)?;
-        disk.create_dir(&target)?;
-        disk.sync_dir(&base)
-    };
-    make().map_err(|source| io_error("create", &target, source))?;
-    Ok(target)
-}
-
-/// Keeps a copy of the torn end and cuts it off.
-fn cut_off(disk: &dyn Disk, state_dir: &Path, now: UnixTime, torn: &Torn) -> Result<String, StoreError> {
-    let name = torn
-        .path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let bytes = fs::read(&torn.path).map_err(|source| io_error("read", &torn.path, source))?;
-    let target = new_quarantine(disk, state_dir, now)?;
-    replace(
-        disk,
-        &target.join(format!("{name}.torn-at-{}", torn.keep)),
-        &bytes[torn.keep as usize..],
-    )?;
-    let cut = || match torn.keep {
-        0 => disk.remove(&torn.path).and_then(|()| disk.sync_dir(parent(&torn.path))),
-        keep => {
-            let mut file = disk.open(&torn.path)?;
-            file.truncate(keep)?;
-            file.sync()
-        }
-    };
-    cut().map_err(|source| io_error("cut", &torn.path, source))?;
-    let bytes = torn.len - torn.keep;
-    Ok(format!(
-        "{bytes} bytes of an unfinished write at the end of {name} were moved to {}",
-        target.display()
-    ))
 }
 
 fn mark_of(contents: &Contents) -> Mark {

@@ -57,6 +57,9 @@ pub trait Store: Send {
     /// *Assumes* it is called when idle, and at least once per few thousand entries: the journal is only trimmed here.
     /// An error costs nothing that was committed.
     fn tidy(&mut self) -> Result<(), StoreError>;
+
+    /// The last call at a clean stop: everything in its place, so that the next start has nothing to replay.
+    fn close(&mut self) -> Result<(), StoreError>;
 }
 
 /// What went wrong with the store, for a person: what, where, and what to do. Never names a value.

@@ -4,7 +4,7 @@
 //!
 //! Upholds I-02: only what a power cut can explain is passed over, and only at the very end.
 //!
-//! A power cut leaves a sector either written or not: as zeros, or beyond the end of the file. A last frame that is all there but
+//! A segment is born full of zeros, so zeros up to its end are its unused part. A power cut leaves a sector written or not: zeros again. A last frame that is all there but
 //! wrong was therefore whole once, so it is damage, and dropping it would drop something that was acknowledged.
 
 use std::collections::BTreeMap;
@@ -35,6 +35,7 @@ pub(super) struct Torn {
     pub path: PathBuf,
     /// Where the good part ends; zero when the whole file is to go.
     pub keep: u64,
+    /// Where the zeros begin.
     pub len: u64,
 }
 
@@ -98,7 +99,7 @@ impl Scan {
         let header = SegmentHeader::decode(bytes).filter(|h| h.first == first);
         let Some(header) = header else {
             // Birth of a segment: the header is on the disk before the first frame is written.
-            let unborn = bytes.len() < ALIGN || (bytes.len() == ALIGN && is_zero(bytes));
+            let unborn = bytes.len() < ALIGN || is_zero(bytes);
             if is_last && unborn && !self.segments.is_empty() {
                 self.torn = Some(Torn {
                     path,
@@ -113,7 +114,7 @@ impl Scan {
             return;
         };
         let due = self.segments.last().map(|s| s.last + 1);
-        if bytes.len() == ALIGN && header.joins == Joins::Previous && due.is_some_and(|due| first < due) {
+        if is_zero(&bytes[ALIGN..]) && header.joins == Joins::Previous && due.is_some_and(|due| first < due) {
             // A rotation that failed, and whose removal the power cut undid. Nothing was ever written to it.
             self.torn = is_last.then_some(Torn {
                 path,
@@ -144,8 +145,9 @@ impl Scan {
         };
         let end = self.frames(&name, bytes, &mut segment);
         segment.len = end as u64;
-        if end < bytes.len() {
-            self.tail(&name, bytes, end, &segment, is_last);
+        let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+        if end < used {
+            self.tail(&name, bytes, end, used, &segment, is_last);
         }
         self.segments.push(segment);
     }
@@ -171,13 +173,13 @@ impl Scan {
     }
 
     /// Judges what follows the last good frame.
-    fn tail(&mut self, name: &str, bytes: &[u8], end: usize, segment: &Segment, is_last: bool) {
+    fn tail(&mut self, name: &str, bytes: &[u8], end: usize, used: usize, segment: &Segment, is_last: bool) {
         let behind = self.salvage(bytes, end + ALIGN);
         if is_last && !behind && is_unfinished(bytes, end) {
             self.torn = Some(Torn {
                 path: segment.path.clone(),
                 keep: end as u64,
-                len: bytes.len() as u64,
+                len: used as u64,
             });
             return;
         }
@@ -227,21 +229,19 @@ fn is_unfinished(bytes: &[u8], at: usize) -> bool {
         return false;
     };
     let end = at + header.frame_len();
-    match bytes.len() {
-        len if len < end => true,
-        len if len > end => false,
-        _ => {
-            let mut sector = at;
-            while sector < end {
-                let next = ((sector / SECTOR + 1) * SECTOR).min(end);
-                if is_zero(&bytes[sector..next]) {
-                    return true;
-                }
-                sector = next;
-            }
-            false
-        }
+    if bytes.len() < end {
+        return true;
     }
+    // One frame at a time is under way; whatever lies behind it was never part of it.
+    is_zero(&bytes[end..]) && sectors(at, end).any(|sector| is_zero(&bytes[sector]))
+}
+
+/// The range from `at` to `end`, cut where disk sectors begin.
+fn sectors(at: usize, end: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let starts = std::iter::successors(Some(at), |start| Some((start / SECTOR + 1) * SECTOR));
+    starts
+        .take_while(move |start| *start < end)
+        .map(move |start| start..((start / SECTOR + 1) * SECTOR).min(end))
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

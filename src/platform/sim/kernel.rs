@@ -39,11 +39,13 @@ pub struct SimKernel {
 #[derive(Default)]
 struct Shared {
     node: SimNode,
-    faults: VecDeque<Fault>,
+    /// How many actions go well before it, and what goes wrong then.
+    faults: VecDeque<(usize, Fault)>,
     /// Objects whose every action fails until the entry is removed.
     broken: BTreeMap<Key, ActionError>,
     hints: Vec<mpsc::UnboundedSender<Hint>>,
     calls: usize,
+    looks: usize,
 }
 
 impl SimKernel {
@@ -63,7 +65,12 @@ impl SimKernel {
     }
 
     pub fn inject(&self, fault: Fault) {
-        self.lock().faults.push_back(fault);
+        self.inject_after(0, fault);
+    }
+
+    /// The same, once this many more actions went well.
+    pub fn inject_after(&self, actions: usize, fault: Fault) {
+        self.lock().faults.push_back((actions, fault));
     }
 
     /// Makes every action on `key` fail until [`mend`](Self::mend).
@@ -75,6 +82,13 @@ impl SimKernel {
         self.lock().broken.remove(key);
     }
 
+    /// From now on everything works again.
+    pub fn heal(&self) {
+        let mut shared = self.lock();
+        shared.faults.clear();
+        shared.broken.clear();
+    }
+
     pub fn hint(&self, hint: Hint) {
         self.lock().hints.retain(|sender| sender.unbounded_send(hint).is_ok());
     }
@@ -84,6 +98,11 @@ impl SimKernel {
         self.lock().calls
     }
 
+    /// Calls of `observe` so far: dumps of a real kernel.
+    pub fn looks(&self) -> usize {
+        self.lock().looks
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,8 +110,12 @@ impl SimKernel {
 
 impl Shared {
     fn take_fault(&mut self, is_meant: impl Fn(&Fault) -> bool) -> Option<Fault> {
-        let position = self.faults.iter().position(is_meant)?;
-        self.faults.remove(position)
+        let position = self.faults.iter().position(|(_, fault)| is_meant(fault))?;
+        if let Some((actions @ 1.., _)) = self.faults.get_mut(position) {
+            *actions -= 1;
+            return None;
+        }
+        self.faults.remove(position).map(|(_, fault)| fault)
     }
 
     fn execute(&mut self, action: &Action) -> Result<(), ActionError> {
@@ -107,6 +130,7 @@ impl Shared {
     }
 
     fn observe(&mut self, interest: &Interest) -> Result<Observation, ObserveError> {
+        self.looks += 1;
         if self.take_fault(|fault| *fault == Fault::Blind).is_some() {
             return Err(ObserveError {
                 what: "everything".into(),

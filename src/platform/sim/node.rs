@@ -1,10 +1,10 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
     action::Action,
     clock::UnixTime,
     ids::{Cidr, IfName, WgPublicKey},
-    object::{Key, LinkKind, LinkSpec, RouteSpec, Spec, Subsystem},
+    object::{DeviceSpec, Key, KeyPair, LinkKind, LinkSpec, PeerSpec, RouteSpec, Spec, Subsystem},
     observed::{Coverage, Observation, Observed, Owner, PeerStats},
     platform::{ActionError, Interest},
 };
@@ -21,7 +21,10 @@ pub struct SimPeer {
 #[derive(Debug, Clone, Default)]
 pub struct SimNode {
     objects: BTreeMap<Key, Observed>,
+    /// Also of peers that were removed, so that a session that was lost with one is not forgotten.
     peers: BTreeMap<(IfName, WgPublicKey), SimPeer>,
+    /// Which peer of a device has an allowed IP: derived from `objects`, so that a change of one peer does not read all others.
+    holders: BTreeMap<(IfName, Cidr), WgPublicKey>,
     /// Every change that was applied, in order: what a capture of netlink messages is on a real node.
     journal: Vec<Action>,
 }
@@ -54,29 +57,43 @@ impl SimNode {
 
     /// Puts an object on the node without an action: somebody else's doing, or a state to start from.
     pub fn place(&mut self, key: Key, seen: Observed) {
-        if let Key::Peer { device, public_key } = &key {
-            let peer = self.peers.entry((device.clone(), *public_key)).or_default();
-            peer.stats = seen.stats.unwrap_or(peer.stats);
-            self.claim_allowed_ips(device, public_key, &seen.spec);
+        self.note_lost_sessions(&key, &seen.spec);
+        if let (Key::Peer { device, public_key }, Spec::Peer(peer)) = (&key, &seen.spec) {
+            let known = self.peers.entry((device.clone(), *public_key)).or_default();
+            known.stats = seen.stats.unwrap_or(known.stats);
+            self.release_allowed_ips(&key);
+            self.claim_allowed_ips(device, public_key, peer);
         }
         self.objects.insert(key, seen);
     }
 
     /// Somebody removes an object, and with it what the kernel removes with it. False when it was not there.
     pub fn remove(&mut self, key: &Key) -> bool {
-        if self.objects.remove(key).is_none() {
+        if !self.objects.contains_key(key) {
             return false;
         }
+        self.release_allowed_ips(key);
+        self.objects.remove(key);
         match key {
             Key::Link(name) => {
                 self.objects
                     .retain(|other, seen| other.link() != Some(name) && !leads_through(&seen.spec, name));
-                self.peers.retain(|(device, _), _| device != name);
+                self.holders.retain(|(device, _), _| device != name);
+                self.lose_sessions(name);
+            }
+            // The data plane of the device died: its peers went with it.
+            Key::Device(name) => {
+                self.objects
+                    .retain(|other, _| !matches!(other, Key::Peer { device, .. } if device == name));
+                self.holders.retain(|(device, _), _| device != name);
+                self.lose_sessions(name);
             }
             Key::Peer { device, public_key } => {
-                self.peers.remove(&(device.clone(), *public_key));
+                if let Some(peer) = self.peers.get_mut(&(device.clone(), *public_key)) {
+                    peer.lose_session();
+                }
             }
-            Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => {}
+            Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } => {}
         }
         true
     }
@@ -115,7 +132,7 @@ impl SimNode {
     pub fn execute(&mut self, action: &Action) -> Result<(), ActionError> {
         match action {
             Action::Create { key, spec } => self.create(key, spec)?,
-            Action::Update { key, to, .. } => self.update(key, to)?,
+            Action::Update { key, from, to } => self.update(key, from, to)?,
             Action::Delete { key, .. } => self.delete(key)?,
         }
         self.journal.push(action.clone());
@@ -127,13 +144,16 @@ impl SimNode {
         if let Some(seen) = self.objects.get(key) {
             return match &seen.owner {
                 Owner::Stranger(what) => Err(ActionError::Stranger(what.clone())),
-                Owner::Ours => self.update(key, spec),
+                Owner::Ours => {
+                    let is = seen.spec.clone();
+                    self.update(key, &is, spec)
+                }
             };
         }
         if let Key::Link(name) = key {
             // A kernel WireGuard device exists as soon as its link does, without key and port.
-            let device = Spec::Device(crate::object::DeviceSpec {
-                key: crate::object::KeyPair::from_public(None),
+            let device = Spec::Device(DeviceSpec {
+                key: KeyPair::from_public(None),
                 listen_port: 0,
                 fwmark: 0,
             });
@@ -143,19 +163,23 @@ impl SimNode {
         Ok(())
     }
 
-    fn update(&mut self, key: &Key, to: &Spec) -> Result<(), ActionError> {
+    fn update(&mut self, key: &Key, from: &Spec, to: &Spec) -> Result<(), ActionError> {
         let Some(seen) = self.objects.get(key) else {
             return Err(ActionError::Gone(key.to_string()));
         };
         if let Owner::Stranger(what) = &seen.owner {
             return Err(ActionError::Stranger(what.clone()));
         }
+        let after = match (&seen.spec, from, to) {
+            (Spec::Peer(is), Spec::Peer(from), Spec::Peer(to)) => Spec::Peer(changed_peer(is, from, to)),
+            (_, _, to) => to.clone(),
+        };
         if let (Key::Link(name), Spec::Link(LinkSpec { up: false, .. })) = (key, to) {
             // Linux drops the routes of an interface that goes down.
             let name = name.clone();
             self.objects.retain(|_, seen| !leads_through(&seen.spec, &name));
         }
-        self.place(key.clone(), Observed::ours(without_intent(to)));
+        self.place(key.clone(), Observed::ours(without_intent(&after)));
         Ok(())
     }
 
@@ -186,18 +210,94 @@ impl SimNode {
         }
     }
 
-    /// Gives the allowed IPs of `spec` to this peer: the kernel takes them from whoever has them, in the same step.
-    fn claim_allowed_ips(&mut self, device: &IfName, winner: &WgPublicKey, spec: &Spec) {
-        let Spec::Peer(peer) = spec else { return };
-        let claimed: BTreeSet<Cidr> = peer.allowed_ips.clone();
-        for (key, seen) in &mut self.objects {
-            if let (Key::Peer { device: of, public_key }, Spec::Peer(other)) = (key, &mut seen.spec)
-                && of == device
-                && public_key != winner
-            {
-                other.allowed_ips.retain(|allowed_ip| !claimed.contains(allowed_ip));
+    /// Gives the allowed IPs of `peer` to it: the kernel takes them from whoever has them, in the same step.
+    fn claim_allowed_ips(&mut self, device: &IfName, winner: &WgPublicKey, peer: &PeerSpec) {
+        for allowed_ip in &peer.allowed_ips {
+            let loser = self.holders.insert((device.clone(), *allowed_ip), *winner);
+            let Some(public_key) = loser.filter(|loser| loser != winner) else {
+                continue;
+            };
+            let key = Key::Peer {
+                device: device.clone(),
+                public_key,
+            };
+            if let Some(Spec::Peer(other)) = self.objects.get_mut(&key).map(|seen| &mut seen.spec) {
+                other.allowed_ips.remove(allowed_ip);
             }
         }
+    }
+
+    /// Forgets that the object, a peer, has the allowed IPs that it has.
+    fn release_allowed_ips(&mut self, key: &Key) {
+        let (Key::Peer { device, .. }, Some(Spec::Peer(peer))) = (key, self.objects.get(key).map(|seen| &seen.spec))
+        else {
+            return;
+        };
+        for allowed_ip in &peer.allowed_ips {
+            self.holders.remove(&(device.clone(), *allowed_ip));
+        }
+    }
+
+    /// A session ends with the keys it was agreed upon: the device's own, or the one shared with the peer.
+    fn note_lost_sessions(&mut self, key: &Key, after: &Spec) {
+        let before = self.objects.get(key).map(|seen| &seen.spec);
+        match (key, before, after) {
+            (Key::Device(name), Some(Spec::Device(before)), Spec::Device(after)) if before.key != after.key => {
+                self.lose_sessions(&name.clone());
+            }
+            (Key::Peer { device, public_key }, Some(Spec::Peer(before)), Spec::Peer(after))
+                if before.preshared != after.preshared =>
+            {
+                if let Some(peer) = self.peers.get_mut(&(device.clone(), *public_key)) {
+                    peer.lose_session();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn lose_sessions(&mut self, device: &IfName) {
+        let on_device = self.peers.iter_mut().filter(|((of, _), _)| of == device);
+        on_device.for_each(|(_, peer)| peer.lose_session());
+    }
+}
+
+impl SimPeer {
+    /// A peer that never shook hands has no session to lose.
+    fn lose_session(&mut self) {
+        if self.stats.last_handshake.is_some() {
+            self.sessions_lost += 1;
+        }
+        self.stats = PeerStats::default();
+    }
+}
+
+/// A peer after an update: exactly the fields in which `from` and `to` differ are changed, and of the allowed IPs exactly those that
+/// come or go. What the update does not name stays as it is, also where the agent's picture of it is out of date.
+fn changed_peer(is: &PeerSpec, from: &PeerSpec, to: &PeerSpec) -> PeerSpec {
+    let address = |peer: &PeerSpec| peer.endpoint.map(|endpoint| endpoint.address);
+    let kept = is
+        .allowed_ips
+        .iter()
+        .filter(|ip| !from.allowed_ips.contains(ip) || to.allowed_ips.contains(ip));
+    let added = to.allowed_ips.difference(&from.allowed_ips);
+    PeerSpec {
+        endpoint: if address(from) == address(to) {
+            is.endpoint
+        } else {
+            to.endpoint
+        },
+        keepalive: if from.keepalive == to.keepalive {
+            is.keepalive
+        } else {
+            to.keepalive
+        },
+        allowed_ips: kept.chain(added).copied().collect(),
+        preshared: if from.preshared == to.preshared {
+            is.preshared
+        } else {
+            to.preshared
+        },
     }
 }
 

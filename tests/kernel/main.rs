@@ -1,0 +1,12 @@
+//! Tests against a real kernel, each in a network and mount namespace of its own. See `lab.rs`.
+//!
+//! What the kernel at hand lacks is printed as `SKIPPED: <test>: <reason>`.
+
+#![cfg(target_os = "linux")]
+
+mod device;
+mod device_life;
+mod device_scale;
+mod lab;
+mod linux;
+mod tunnel;
