@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::reconcile::target::DEFAULT_MTU;
+
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/overlayd";
 pub const DEFAULT_SOCKET: &str = "/run/overlayd/overlayd.sock";
 pub const DEFAULT_UAPI_DIR: &str = "/var/run/wireguard";
@@ -25,4 +27,7 @@ pub struct InstanceArguments {
     /// Directory of the control sockets of userspace WireGuard devices
     #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
     pub uapi_dir: PathBuf,
+    /// MTU that the agent was started with, bytes
+    #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
+    pub mtu: u32,
 }

@@ -71,13 +71,12 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     tokio::select! {
         biased;
         () = signals.end() => Ok(()),
-        started = start(settings) => match started? {
-            Running { agent, committer } => {
-                signals.until_stopped(&agent).await;
-                stop(agent, committer);
-                Ok(())
-            }
-        },
+        started = start(settings) => {
+            let Running { agent, committer } = started?;
+            signals.until_stopped(&agent).await;
+            stop(agent, committer);
+            Ok(())
+        }
     }
 }
 
@@ -101,7 +100,7 @@ impl Signals {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
             reload: catch(SignalKind::hangup())?,
-            resumed: catch(SignalKind::from_raw(nix::libc::SIGCONT))?,
+            resumed: catch(SignalKind::from_raw(libc::SIGCONT))?,
         })
     }
 
