@@ -88,7 +88,7 @@ fn fresh(peers: u32) -> Agent {
 fn converged(peers: u32) -> Agent {
     let mut agent = fresh(peers);
     assert!(block_on(agent.0.round(Scope::Everything)).in_sync);
-    agent.0.kernel().node(|node| node.forget_journal());
+    agent.0.kernel().node(overlayd::platform::sim::SimNode::forget_journal);
     agent
 }
 
