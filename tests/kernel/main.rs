@@ -10,3 +10,4 @@ mod device_scale;
 mod lab;
 mod linux;
 mod tunnel;
+mod witness;
