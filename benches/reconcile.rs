@@ -16,7 +16,7 @@ use overlayd::{
     clock::SystemClock,
     desired::{Document, Edit, Mutation, OverlayRequest, PeerRequest, Record, RecordKey, Touched, consider},
     ids::WgPublicKey,
-    object::Mark,
+    object::{KeyPair, Mark},
     platform::sim::SimKernel,
     reconcile::{
         engine::Engine,
@@ -60,7 +60,9 @@ fn fresh(peers: u32) -> Agent {
     let document = Arc::new(RwLock::new(Document::default()));
     let key = Mutation {
         key: RecordKey::NodeKey,
-        record: Some(Record::NodeKey(PrivateKey::from_random_bytes([7; 32]))),
+        record: Some(Record::NodeKey(KeyPair::from_private(PrivateKey::from_random_bytes(
+            [7; 32],
+        )))),
     };
     document.write().unwrap().absorb(1, &[key]);
     let overlay = OverlayRequest {
@@ -86,7 +88,7 @@ fn fresh(peers: u32) -> Agent {
 fn converged(peers: u32) -> Agent {
     let mut agent = fresh(peers);
     assert!(block_on(agent.0.round(Scope::Everything)).in_sync);
-    agent.0.kernel().node(|node| node.forget_journal());
+    agent.0.kernel().node(overlayd::platform::sim::SimNode::forget_journal);
     agent
 }
 

@@ -27,7 +27,7 @@ pub struct InstanceArguments {
     /// Directory of the control sockets of userspace WireGuard devices
     #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
     pub uapi_dir: PathBuf,
-    /// MTU with which the agent runs, bytes
+    /// MTU that the agent was started with, bytes
     #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
     pub mtu: u32,
 }

@@ -40,11 +40,10 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(why) => {
-            // A reader that has gone away concerns nobody.
-            let _ = why.print();
-            // clap's own status for a mistake is 2, which is `diff`'s word for a difference.
-            return if why.use_stderr() {
+        Err(error) => {
+            // clap would end with 2, which `diff` has given a meaning.
+            let _ = error.print();
+            return if error.use_stderr() {
                 ExitCode::FAILURE
             } else {
                 ExitCode::SUCCESS

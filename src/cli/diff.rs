@@ -40,7 +40,7 @@ pub struct DiffArguments {
     state_dir: Option<PathBuf>,
     #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
     uapi_dir: PathBuf,
-    /// MTU with which the agent runs, bytes; matters only without an agent
+    /// MTU that the agent was started with, bytes
     #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
     mtu: u32,
     /// Compare this export (`overlayd store export`) with --observed; touches neither store nor kernel

@@ -25,6 +25,10 @@ const SERVER_TEXT_MAX: usize = 1024;
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one dispatch; a box would only be in the reader's way"
+)]
 pub enum Admitted {
     Edit(Edit),
     /// Answers `Ok` without changing anything.
@@ -42,26 +46,7 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
     let edit = match request {
         Request::SetLocalNodeId { node_id } => Edit::SetNodeId(*node_id),
         Request::SetLocalWgPubkey { pubkey } => Edit::ClaimPublicKey(field("pubkey", pubkey)?),
-        Request::SetupGlobalOverlay {
-            deployment,
-            instance_id,
-            cluster_cidr,
-            slice_cidr,
-            wg_port,
-            host_adapter_mandatory,
-            nat,
-        } => Edit::EnsureOverlay(OverlayRequest {
-            deployment: field("deployment", deployment)?,
-            instance: field("instance_id", instance_id)?,
-            cluster: field("cluster_cidr", cluster_cidr)?,
-            slice: slice_cidr
-                .as_deref()
-                .map(|text| field("slice_cidr", text))
-                .transpose()?,
-            port: *wg_port,
-            host_adapter_mandatory: *host_adapter_mandatory,
-            nat: nat.as_ref().map(nat_settings).transpose()?,
-        }),
+        Request::SetupGlobalOverlay { .. } => Edit::EnsureOverlay(overlay_request(request)?),
         Request::TeardownGlobalOverlay => Edit::RemoveOverlay,
         Request::AddPeer { peer, scope } => {
             node_device("add_peer", scope)?;
@@ -124,6 +109,33 @@ fn node_device(op: &str, scope: &PeerScope) -> Result<(), String> {
 
 fn field<T: std::str::FromStr<Err = BadId>>(name: &str, text: &str) -> Result<T, String> {
     text.parse().map_err(|error: BadId| format!("field {name:?}: {error}"))
+}
+
+fn overlay_request(request: &Request) -> Result<OverlayRequest, String> {
+    let Request::SetupGlobalOverlay {
+        deployment,
+        instance_id,
+        cluster_cidr,
+        slice_cidr,
+        wg_port,
+        host_adapter_mandatory,
+        nat,
+    } = request
+    else {
+        unreachable!("asked for a setup only")
+    };
+    Ok(OverlayRequest {
+        deployment: field("deployment", deployment)?,
+        instance: field("instance_id", instance_id)?,
+        cluster: field("cluster_cidr", cluster_cidr)?,
+        slice: slice_cidr
+            .as_deref()
+            .map(|text| field("slice_cidr", text))
+            .transpose()?,
+        port: *wg_port,
+        host_adapter_mandatory: *host_adapter_mandatory,
+        nat: nat.as_ref().map(nat_settings).transpose()?,
+    })
 }
 
 fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {

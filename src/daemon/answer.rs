@@ -80,13 +80,13 @@ pub async fn finish(agent: &Agent, pending: Pending) -> Outcome {
         Pending::Edit(submission) => match submission.kept().await {
             Ok(committed) => applied(agent, committed).await,
             Err(error @ EditError::NotKept(_)) => {
-                agent.metrics.edits.with_label_values(&["not_kept"]).inc();
+                agent.metrics.socket.edits.with_label_values(&["not_kept"]).inc();
                 Response::Err {
                     message: error.to_string(),
                 }
             }
             Err(error @ EditError::Refused(_)) => {
-                agent.metrics.edits.with_label_values(&["refused"]).inc();
+                agent.metrics.socket.edits.with_label_values(&["refused"]).inc();
                 Response::Err {
                     message: error.to_string(),
                 }
@@ -102,6 +102,7 @@ pub async fn finish(agent: &Agent, pending: Pending) -> Outcome {
 async fn applied(agent: &Agent, committed: Committed) -> Response {
     agent
         .metrics
+        .socket
         .edits
         .with_label_values(&[if committed.changed { "changed" } else { "unchanged" }])
         .inc();

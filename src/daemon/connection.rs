@@ -16,7 +16,7 @@ use tokio::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot},
     time::Instant,
 };
 
@@ -26,8 +26,8 @@ use super::{
     connections::{Connections, Seat},
 };
 use crate::wire::{
-    AgentFrame, AgentResponse, Decoded, Event, Frame, FrameReader, Response, decode_request, encode, encode_agent,
-    limits::FRAME_COMPLETE_WITHIN,
+    AgentFrame, AgentRequest, AgentResponse, Decoded, Event, Frame, FrameReader, Request, Response, decode_request,
+    encode, encode_agent, limits::FRAME_COMPLETE_WITHIN,
 };
 
 /// Requests of one connection that may be worked on at a time; beyond it the reader waits.
@@ -47,7 +47,17 @@ struct Outgoing {
     bytes: Vec<u8>,
     _permit: Option<OwnedSemaphorePermit>,
     /// Told when the bytes are in the socket.
-    written: Option<tokio::sync::oneshot::Sender<()>>,
+    written: Option<oneshot::Sender<()>>,
+}
+
+impl Outgoing {
+    fn new(bytes: Vec<u8>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            bytes,
+            _permit: Some(permit),
+            written: None,
+        }
+    }
 }
 
 /// Serves a connection until either side closes it.
@@ -61,7 +71,7 @@ pub async fn serve(
     let (reader, writer) = stream.into_split();
     let (answers, outbox) = mpsc::channel(ANSWERS_WAITING_MAX);
     let events = agent.events.subscribe();
-    let writing = write_all(writer, outbox, events, &agent.metrics.events_lost);
+    let writing = write_all(writer, outbox, events, &agent.metrics.socket.events_lost);
     tokio::pin!(writing);
     let reading = Reading {
         agent: &agent,
@@ -71,7 +81,7 @@ pub async fn serve(
         held: 0,
         complained: false,
     };
-    agent.metrics.connections.inc();
+    agent.metrics.socket.connections.inc();
     let why = tokio::select! {
         why = reading.run(reader, answers) => why,
         () = &mut writing => "the client does not read or went away",
@@ -84,8 +94,8 @@ pub async fn serve(
             () = seat.close.notified() => {}
         }
     }
-    agent.metrics.connections.dec();
-    agent.metrics.connections_closed.with_label_values(&[why]).inc();
+    agent.metrics.socket.connections.dec();
+    agent.metrics.socket.connections_closed.with_label_values(&[why]).inc();
     tracing::debug!(%origin, why, "connection closed");
     connections.leave(seat.id);
 }
@@ -169,83 +179,78 @@ impl Reading<'_> {
         match decode_request(body) {
             Decoded::NotJson => return Err("not JSON"),
             Decoded::NotUnderstood { id: None, message } => {
-                self.agent
-                    .metrics
-                    .requests
-                    .with_label_values(&["unknown", "ignored"])
-                    .inc();
+                let ignored = &["unknown", "ignored"];
+                self.agent.metrics.socket.requests.with_label_values(ignored).inc();
                 if !std::mem::replace(&mut self.complained, true) {
                     tracing::warn!(origin = self.origin, %message, "a frame without an id was ignored");
                 }
             }
             Decoded::NotUnderstood { id: Some(id), message } => {
-                self.agent.metrics.requests.with_label_values(&["unknown", "err"]).inc();
-                let bytes = frame_bytes(id, Response::Err { message });
-                self.send(
-                    answers,
-                    Outgoing {
-                        bytes,
-                        _permit: Some(permit),
-                        written: None,
-                    },
-                )
-                .await?;
+                self.agent
+                    .metrics
+                    .socket
+                    .requests
+                    .with_label_values(&["unknown", "err"])
+                    .inc();
+                let outgoing = Outgoing::new(frame_bytes(id, Response::Err { message }), permit);
+                answers.send(outgoing).await.map_err(|_| "broken")?;
             }
-            Decoded::Request { id, request } => {
-                let op = request.op();
-                let pending = answer::take(self.agent, &request, self.origin).await;
-                let shutdown = matches!(pending, answer::Pending::Shutdown);
-                let (agent, seat, answers) = (self.agent.clone(), self.seat.clone(), answers.clone());
-                seat.begin();
-                tokio::spawn(async move {
-                    let outcome = answer::finish(&agent, pending).await;
-                    // The client may have gone away; what it asked for was done.
-                    let place = answers.reserve().await.ok();
-                    let response = outcome.into_response(&agent);
-                    agent
-                        .metrics
-                        .requests
-                        .with_label_values(&[op, result_word(&response)])
-                        .inc();
-                    let (written, left) = tokio::sync::oneshot::channel();
-                    let bytes = frame_bytes(id, response);
-                    let outgoing = Outgoing {
-                        bytes,
-                        _permit: Some(permit),
-                        written: Some(written),
-                    };
-                    if let Some(place) = place {
-                        place.send(outgoing);
-                    }
-                    seat.end();
-                    if shutdown {
-                        let _ = left.await;
-                        answer::shut_down(&agent).await;
-                    }
-                });
-            }
-            Decoded::Agent { id, request } => {
-                let (agent, seat, answers) = (self.agent.clone(), self.seat.clone(), answers.clone());
-                seat.begin();
-                tokio::spawn(async move {
-                    let response = answer::agent_request(&agent, &request).await;
-                    let bytes = agent_frame_bytes(id, response);
-                    let _ = answers
-                        .send(Outgoing {
-                            bytes,
-                            _permit: Some(permit),
-                            written: None,
-                        })
-                        .await;
-                    seat.end();
-                });
-            }
+            Decoded::Request { id, request } => self.request(id, request, permit, answers.clone()).await,
+            Decoded::Agent { id, request } => self.agent_request(id, request, permit, answers.clone()),
         }
         Ok(())
     }
 
-    async fn send(&self, answers: &mpsc::Sender<Outgoing>, outgoing: Outgoing) -> Result<(), &'static str> {
-        answers.send(outgoing).await.map_err(|_| "broken")
+    /// Takes a request in at once, and answers it from a task of its own.
+    async fn request(&self, id: u64, request: Request, permit: OwnedSemaphorePermit, answers: mpsc::Sender<Outgoing>) {
+        let op = request.op();
+        let pending = answer::take(self.agent, &request, self.origin).await;
+        let shutdown = matches!(pending, answer::Pending::Shutdown);
+        let (agent, seat) = (self.agent.clone(), self.seat.clone());
+        seat.begin();
+        tokio::spawn(async move {
+            let outcome = answer::finish(&agent, pending).await;
+            // The client may have gone away; what it asked for was done.
+            let place = answers.reserve().await.ok();
+            let response = outcome.into_response(&agent);
+            agent
+                .metrics
+                .socket
+                .requests
+                .with_label_values(&[op, result_word(&response)])
+                .inc();
+            let (written, left) = oneshot::channel();
+            let outgoing = Outgoing {
+                written: Some(written),
+                ..Outgoing::new(frame_bytes(id, response), permit)
+            };
+            if let Some(place) = place {
+                place.send(outgoing);
+            }
+            seat.end();
+            if shutdown {
+                let _ = left.await;
+                answer::shut_down(&agent).await;
+            }
+        });
+    }
+
+    fn agent_request(
+        &self,
+        id: u64,
+        request: AgentRequest,
+        permit: OwnedSemaphorePermit,
+        answers: mpsc::Sender<Outgoing>,
+    ) {
+        let (agent, seat) = (self.agent.clone(), self.seat.clone());
+        seat.begin();
+        tokio::spawn(async move {
+            let response = answer::agent_request(&agent, &request).await;
+            let _ = answers
+                .send(Outgoing::new(agent_frame_bytes(id, response), permit))
+                .await;
+            seat.end();
+        });
     }
 }
 

@@ -173,7 +173,7 @@ pub async fn accept(agent: Arc<Agent>, listener: UnixListener) {
                 welcome(&agent, &connections, connections_max, next_id, stream);
             }
             Err(error) => {
-                agent.metrics.accept_errors.inc();
+                agent.metrics.socket.accept_errors.inc();
                 let is_short = is_shortage(&error);
                 if complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
                     complained = Some(Instant::now());
@@ -230,6 +230,7 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, connections_max: 
     if !is_allowed {
         agent
             .metrics
+            .socket
             .connections_closed
             .with_label_values(&["not allowed"])
             .inc();
@@ -238,7 +239,12 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, connections_max: 
     }
     while connections.len() >= connections_max {
         if !connections.close_idlest() {
-            agent.metrics.connections_closed.with_label_values(&["too many"]).inc();
+            agent
+                .metrics
+                .socket
+                .connections_closed
+                .with_label_values(&["too many"])
+                .inc();
             tracing::warn!(%origin, "every connection is busy; a new one was turned away");
             return;
         }

@@ -101,7 +101,7 @@ impl Signals {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
             reload: catch(SignalKind::hangup())?,
-            resumed: catch(SignalKind::from_raw(nix::libc::SIGCONT))?,
+            resumed: catch(SignalKind::from_raw(libc::SIGCONT))?,
         })
     }
 
@@ -185,7 +185,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), generation, %mark, socket = %agent.settings.socket.display(), "started");
     let overruns = {
         let agent = agent.clone();
-        Arc::new(move || agent.metrics.netlink_overruns.inc())
+        Arc::new(move || agent.metrics.reconcile.netlink_overruns.inc())
     };
     let options = RuntimeOptions {
         glance_every: GLANCE_EVERY,
@@ -203,7 +203,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tokio::spawn(names::keep_fresh(agent.clone()));
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
-    tokio::spawn(tell_service_manager(agent.clone()));
+    tokio::spawn(tell_systemd(agent.clone()));
     Ok(Running {
         agent,
         committer,
@@ -256,7 +256,7 @@ fn announce(inbox: Arc<Inbox>, agent: Arc<OnceLock<Arc<Agent>>>) -> crate::desir
         if let Some(agent) = agent.get()
             && group.iter().any(|committed| committed.changed)
         {
-            agent.metrics.fsync_seconds.observe(flush.as_secs_f64());
+            agent.metrics.reconcile.fsync_seconds.observe(flush.as_secs_f64());
         }
         for committed in group {
             inbox.announce(&committed.touched, committed.generation, at);
@@ -269,7 +269,7 @@ fn after_round(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(Fin
     let mut health = PeerHealth::default();
     let mut settled = agent.document().settled();
     move |finished: Finished<'_>| {
-        agent.metrics.round(&finished);
+        agent.metrics.reconcile.round(&finished);
         let progress = agent.view.read().progress;
         covered.send_replace(progress.covered);
         if progress.in_sync && progress.converged > settled {
@@ -325,7 +325,7 @@ fn log_round(finished: &Finished<'_>) {
 }
 
 /// Tells systemd when the agent is ready and, where it asks for it, that it is alive: only while rounds end.
-async fn tell_service_manager(agent: Arc<Agent>) {
+async fn tell_systemd(agent: Arc<Agent>) {
     while !agent.view.read().progress.ready {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -153,7 +153,7 @@ impl World {
         let mut world = Self::new(peers);
         let round = world.round();
         assert!(round.in_sync, "{round:?}");
-        world.kernel.node(|node| node.forget_journal());
+        world.kernel.node(overlayd::platform::sim::SimNode::forget_journal);
         world
     }
 

@@ -12,3 +12,4 @@ mod device_scale;
 mod lab;
 mod linux;
 mod tunnel;
+mod witness;

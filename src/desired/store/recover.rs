@@ -326,7 +326,9 @@ fn describe(state_dir: &Path, format: Format, survey: &Survey) -> Report {
     if let Some(rebuilt) = survey.newest() {
         report.generation = Some(rebuilt.contents.generation);
         report.records = rebuilt.contents.records.len();
-        report.lost = survey.lost(rebuilt.contents.generation).map(|range| range.into_inner());
+        report.lost = survey
+            .lost(rebuilt.contents.generation)
+            .map(std::ops::RangeInclusive::into_inner);
     }
     if let Some((from, to)) = report.lost {
         // Parts can each be whole and still not reach each other: a segment that is gone leaves no other trace.

@@ -705,3 +705,38 @@ fn a_dump_beside_a_writer_is_whole_or_says_that_it_is_not() {
         println!("dumps beside a writer: {whole} whole, {partial} partial");
     });
 }
+
+#[test]
+fn an_independent_reader_sees_the_kernel_device_as_overlayd_does() {
+    use defguard_wireguard_rs::{WGApi, WireguardInterfaceApi};
+
+    let test = "an_independent_reader_sees_the_kernel_device_as_overlayd_does";
+    in_namespace(move || async move {
+        if !has_wireguard(test).await {
+            return;
+        }
+        let mut kernel = open();
+        make_device(&mut kernel, 1, 51820).await;
+        let networks: BTreeSet<Cidr> = (1..200).map(host).collect();
+        let wanted = PeerSpec {
+            keepalive: 7,
+            endpoint: endpoint("192.0.2.9:7"),
+            ..peer(networks.clone())
+        };
+        let outcomes = kernel
+            .execute(&[create(peer_key(public_key(1)), Spec::Peer(wanted))])
+            .await;
+        assert_eq!(outcomes, [Ok(())]);
+        let theirs = WGApi::<defguard_wireguard_rs::Kernel>::new(DEVICE)
+            .unwrap()
+            .read_interface_data()
+            .unwrap();
+        assert_eq!(theirs.listen_port, 51820);
+        let peer = theirs.peers.into_values().next().unwrap();
+        assert_eq!(peer.public_key.as_array(), *public_key(1).as_bytes());
+        assert_eq!(peer.endpoint.unwrap().to_string(), "192.0.2.9:7");
+        assert_eq!(peer.persistent_keepalive_interval, Some(7));
+        let allowed: BTreeSet<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+        assert_eq!(allowed, networks.iter().map(ToString::to_string).collect());
+    });
+}
