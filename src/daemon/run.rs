@@ -4,7 +4,7 @@
 //! caught from the first instruction on and always ends the process in time).
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -138,12 +138,7 @@ fn look_again(agent: &Arc<Agent>) {
 
 async fn start(settings: Settings) -> Result<Running, RunError> {
     let clock = SystemClock;
-    let state_dir = settings.state_dir.clone();
-    let opened = tokio::task::spawn_blocking(move || open_store(&state_dir));
-    let (store, document, identity) = match opened.await {
-        Ok(opened) => opened?,
-        Err(panic) => return Err(RunError::Process("read the store", std::io::Error::other(panic))),
-    };
+    let (store, document, identity) = load(settings.state_dir.clone()).await?;
     let mark = Mark::of_instance(&identity);
     let generation = document.generation();
     let choice = data_plane(&settings);
@@ -211,7 +206,15 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     })
 }
 
-/// Opens or makes the store and reads the document. Runs on a thread of its own: disks may be slow.
+/// Reads the store on a thread of its own: disks may be slow, and a signal must not wait for one.
+async fn load(state_dir: PathBuf) -> Result<(DiskStore, Document, String), RunError> {
+    match tokio::task::spawn_blocking(move || open_store(&state_dir)).await {
+        Ok(opened) => opened,
+        Err(panic) => Err(RunError::Process("read the store", std::io::Error::other(panic))),
+    }
+}
+
+/// Opens or makes the store and reads the document.
 fn open_store(state_dir: &Path) -> Result<(DiskStore, Document, String), RunError> {
     // Drawn before the store is opened and used only when there is none yet: the key is made once and kept.
     let mut bytes = [0; 32];

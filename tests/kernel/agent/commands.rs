@@ -10,8 +10,11 @@ use std::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{has_device, isolated};
-use crate::agent_process::{Agent, DEVICE, add_peer, setup};
+use super::isolated;
+use crate::{
+    agent_process::{Agent, DEVICE, add_peer, setup},
+    lab::need_tun,
+};
 
 #[test]
 fn a_flag_beats_the_environment_which_beats_the_file() {
@@ -101,9 +104,7 @@ fn a_bad_setting_is_named_and_nothing_is_started() {
 #[test]
 fn a_diff_says_by_its_status_whether_there_is_a_difference_and_a_mistake_is_none() {
     isolated(|| {
-        if !has_device("diff") {
-            return;
-        }
+        need_tun();
         let mut agent = Agent::new("a");
         // Not the default, so that a comparison without the agent has to know it too.
         agent.environment.push(("OVERLAYD_MTU".into(), "1380".into()));

@@ -12,7 +12,10 @@ use overlayd::wire::{NatConfig, RelayServer, Request, TurnServer};
 use serde_json::Value;
 
 use super::{has_device, isolated, running};
-use crate::agent_process::{Agent, DEVICE, add_peer, setup};
+use crate::{
+    agent_process::{Agent, DEVICE, add_peer, setup},
+    lab::need_tun,
+};
 
 const TURN: &str = "turn-credential-7f3e";
 const RELAY: &str = "relay-credential-51b9";
@@ -278,9 +281,7 @@ fn well_formed(page: &str) {
 #[test]
 fn pages_that_are_asked_for_at_once_count_every_byte_once() {
     isolated(|| {
-        if !has_device("figures about peers") {
-            return;
-        }
+        need_tun();
         let agent = running(Agent::new("a"));
         agent.must(setup("a"));
         for n in 1..100 {

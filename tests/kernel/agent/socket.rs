@@ -11,10 +11,10 @@ use overlayd::wire::{
 };
 use serde_json::{Value, json};
 
-use super::{has_device, isolated, running};
+use super::{isolated, running};
 use crate::{
     agent_process::{Agent, PATIENCE, Raw, add_peer, block_on, peer, peer_key, setup, within},
-    lab,
+    lab::{need_tun, skip},
 };
 
 const MEBIBYTE: u64 = 1024 * 1024;
@@ -414,7 +414,7 @@ fn raise_own_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     if hard < 1200 {
-        lab::skip(&format!("this user may have {hard} descriptors only"));
+        skip(&format!("this user may have {hard} descriptors only"));
     }
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
@@ -619,9 +619,7 @@ fn a_client_that_dies_in_the_middle_of_a_request_harms_nobody() {
 #[test]
 fn a_status_is_answered_in_milliseconds_while_another_request_waits_for_a_hung_device() {
     isolated(|| {
-        if !has_device("a hung device process") {
-            return;
-        }
+        need_tun();
         let mut agent = Agent::new("a");
         agent.arguments = ["--data-plane", "userspace"].map(String::from).into();
         agent.start();

@@ -11,14 +11,15 @@ use overlayd::wire::{Request, Response};
 use serde_json::Value;
 
 use super::{has_device, isolated, running};
-use crate::agent_process::{Agent, DEVICE, add_peer, peer_key, setup};
+use crate::{
+    agent_process::{Agent, DEVICE, add_peer, peer_key, setup},
+    lab::need_tun,
+};
 
 #[test]
 fn a_driving_daemon_that_says_everything_a_hundred_times_changes_nothing() {
     isolated(|| {
-        if !has_device("repeated setups") {
-            return;
-        }
+        need_tun();
         let agent = running(Agent::new("a"));
         let sequence = [
             Request::SetLocalNodeId { node_id: 7 },
@@ -277,7 +278,7 @@ fn damage(state_dir: &Path) -> Vec<String> {
             let mut bytes = fs::read(&path).unwrap();
             let middle = bytes.len() / 2;
             let end = bytes.len().min(middle + 64);
-            for byte in bytes[middle.min(8)..end].iter_mut() {
+            for byte in &mut bytes[middle.min(8)..end] {
                 *byte ^= 0x5a;
             }
             fs::write(&path, bytes).unwrap();

@@ -10,7 +10,10 @@ use nix::sys::signal::Signal;
 use overlayd::{client::Client, wire::Request};
 
 use super::{has_device, isolated};
-use crate::agent_process::{Agent, DEVICE, add_peer, block_on, setup};
+use crate::{
+    agent_process::{Agent, DEVICE, add_peer, block_on, setup},
+    lab::need_tun,
+};
 
 /// What a stop may take (B3).
 const STOP_MAX: Duration = Duration::from_secs(2);
@@ -132,9 +135,7 @@ fn an_interrupt_stops_and_a_hangup_does_not() {
 #[test]
 fn a_stop_does_not_wait_for_a_hung_device() {
     isolated(|| {
-        if !has_device("a hung device process") {
-            return;
-        }
+        need_tun();
         let mut agent = Agent::new("a");
         agent.arguments = ["--data-plane", "userspace"].map(String::from).into();
         agent.start();
@@ -161,9 +162,7 @@ fn a_stop_does_not_wait_for_a_hung_device() {
 #[test]
 fn a_shutdown_answers_takes_the_device_down_and_the_next_start_brings_it_back() {
     isolated(|| {
-        if !has_device("shutdown") {
-            return;
-        }
+        need_tun();
         let mut agent = Agent::new("a");
         agent.start();
         agent.must(setup("a"));

@@ -10,10 +10,10 @@ use std::{
 use overlayd::wire::{PeerScope, PeerSpec, Request};
 use serde_json::{Value, json};
 
-use super::{has_device, isolated};
+use super::isolated;
 use crate::{
     agent_process::{Agent, DEVICE, PATIENCE, add_peer, setup, within},
-    lab::Node,
+    lab::{Node, need_tun},
 };
 
 /// The overlay of instance `b`, beside that of [`setup`]`("a")`.
@@ -28,9 +28,7 @@ fn second_setup() -> Request {
 #[test]
 fn two_instances_in_one_namespace_converge_and_purging_one_leaves_the_other_working() {
     isolated(|| {
-        if !has_device("two instances") {
-            return;
-        }
+        need_tun();
         let (mut a, mut b) = (Agent::new("a"), Agent::at("b", 9587));
         a.start();
         b.start();
@@ -67,9 +65,7 @@ fn two_instances_in_one_namespace_converge_and_purging_one_leaves_the_other_work
 #[test]
 fn a_second_agent_for_the_same_instance_is_blocked_and_the_first_is_untouched() {
     isolated(|| {
-        if !has_device("the same instance twice") {
-            return;
-        }
+        need_tun();
         let (mut a, mut b) = (Agent::new("a"), Agent::at("b", 9587));
         a.start();
         b.start();
@@ -93,9 +89,7 @@ fn a_second_agent_for_the_same_instance_is_blocked_and_the_first_is_untouched() 
 #[test]
 fn a_watcher_hears_when_a_peer_is_heard_for_the_first_time() {
     isolated(|| {
-        if !has_device("events") {
-            return;
-        }
+        need_tun();
         let (left, right) = (Node::new(), Node::new());
         let address = |n: u8| IpAddr::from([192, 0, 2, n]);
         left.wire(&right, address(1), address(2), 24);
