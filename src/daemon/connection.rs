@@ -352,6 +352,10 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         }
+        // However long it does not read.
+        tokio::time::pause();
+        tokio::time::sleep(WRITTEN_WITHIN * 3).await;
+        tokio::time::resume();
         let answer = Outgoing {
             bytes: frame_bytes(7, Response::Ok),
             _permit: None,

@@ -26,7 +26,7 @@ fn isolated<F: FnOnce()>(body: F) {
 fn has_device(part: &str) -> bool {
     let can = File::options().read(true).write(true).open("/dev/net/tun").is_ok();
     if !can {
-        println!("MEASURED: SKIPPED: no /dev/net/tun: {part}");
+        lab::skip_part(&format!("no /dev/net/tun: {part}"));
     }
     can
 }

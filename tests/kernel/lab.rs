@@ -86,6 +86,13 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
     {
         let _ = writeln!(stderr, "{line}");
     }
+    for line in text
+        .lines()
+        .filter_map(|line| Some(line.split_once("SKIPPED PART: ")?.1))
+    {
+        let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+        let _ = writeln!(stderr, "SKIPPED: {name}: {line} ({count} skipped so far)");
+    }
     if status.code() == Some(SKIP) {
         let reason = text
             .lines()
@@ -107,6 +114,11 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
 pub fn skip(reason: &str) -> ! {
     println!("SKIP: {reason}");
     std::process::exit(SKIP);
+}
+
+/// Says that a part of the test is not possible here, and goes on. Only inside [`isolated`].
+pub fn skip_part(reason: &str) {
+    println!("SKIPPED PART: {reason}");
 }
 
 fn child_for(name: &str) -> Command {

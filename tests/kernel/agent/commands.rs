@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::isolated;
 use crate::{
     agent_process::{Agent, DEVICE, add_peer, setup},
-    lab::need_tun,
+    lab::{need_tun, skip_part},
 };
 
 #[test]
@@ -167,7 +167,9 @@ fn as_nobody(desired: &[u8], observed: &[u8], expected: &str) {
     let binary = env!("CARGO_BIN_EXE_overlayd");
     let own = compare(&mut Command::new(binary)).unwrap();
     let output = compare(Command::new(binary).uid(65534).gid(65534)).unwrap_or_else(|error| {
-        println!("MEASURED: SKIPPED: cannot run as nobody ({error}); compared as the test's own user");
+        skip_part(&format!(
+            "cannot run as nobody ({error}); compared as the test's own user"
+        ));
         own
     });
     assert_eq!(output.status.code(), Some(2), "{output:?}");

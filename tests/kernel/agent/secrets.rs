@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{has_device, isolated, running};
 use crate::{
     agent_process::{Agent, DEVICE, add_peer, setup},
-    lab::need_tun,
+    lab::{need_tun, skip_part},
 };
 
 const TURN: &str = "turn-credential-7f3e";
@@ -246,7 +246,7 @@ fn promtool(page: &str) {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut promtool) = started else {
-        println!("MEASURED: SKIPPED: promtool is not installed; the page is read line by line instead");
+        skip_part("promtool is not installed; the page is read line by line instead");
         return well_formed(page);
     };
     promtool.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
