@@ -4,6 +4,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod demo;
 mod device;
 mod device_life;
 mod device_scale;
