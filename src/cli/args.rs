@@ -14,7 +14,7 @@ pub const DEFAULT_UAPI_DIR: &str = "/var/run/wireguard";
 #[derive(Args, Clone)]
 pub struct SocketArgument {
     /// The agent's socket
-    #[arg(long, env = "OVERLAYD_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    #[arg(long, env = "OVERLAYD_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH", global = true)]
     pub socket: PathBuf,
 }
 

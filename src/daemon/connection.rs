@@ -9,6 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prometheus::IntCounter;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -31,6 +32,9 @@ use crate::wire::{
 
 /// Requests of one connection that may be worked on at a time; beyond it the reader waits.
 const IN_FLIGHT_MAX: usize = 64;
+/// Answers of one connection that are encoded and wait to leave. A full status may have megabytes, so the rest are made when their turn
+/// comes (I-15).
+const ANSWERS_WAITING_MAX: usize = 2;
 /// Longest time that one answer may take to leave; a client that reads slower is gone for all practical purposes.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(30);
 /// Why a connection ended that its client closed.
@@ -65,9 +69,9 @@ pub async fn serve(
     origin: String,
 ) {
     let (reader, writer) = stream.into_split();
-    let (answers, outbox) = mpsc::channel(IN_FLIGHT_MAX);
+    let (answers, outbox) = mpsc::channel(ANSWERS_WAITING_MAX);
     let events = agent.events.subscribe();
-    let writing = write_all(agent.clone(), writer, outbox, events);
+    let writing = write_all(writer, outbox, events, &agent.metrics.socket.events_lost);
     tokio::pin!(writing);
     let reading = Reading {
         agent: &agent,
@@ -75,7 +79,9 @@ pub async fn serve(
         seat: &seat,
         origin: &origin,
         held: 0,
+        complained: false,
     };
+    agent.metrics.socket.connections.inc();
     let why = tokio::select! {
         why = reading.run(reader, answers) => why,
         () = &mut writing => "the client does not read or went away",
@@ -83,16 +89,15 @@ pub async fn serve(
     };
     if why == END_OF_REQUESTS {
         // A client may close its sending half and still wait for answers.
-        let _ = tokio::time::timeout(WRITTEN_WITHIN, &mut writing).await;
+        tokio::select! {
+            _ = tokio::time::timeout(WRITTEN_WITHIN, &mut writing) => {}
+            () = seat.close.notified() => {}
+        }
     }
+    agent.metrics.socket.connections.dec();
     agent.metrics.socket.connections_closed.with_label_values(&[why]).inc();
     tracing::debug!(%origin, why, "connection closed");
     connections.leave(seat.id);
-    agent
-        .metrics
-        .socket
-        .connections
-        .set(i64::try_from(connections.len()).unwrap_or(i64::MAX));
 }
 
 struct Reading<'a> {
@@ -101,6 +106,8 @@ struct Reading<'a> {
     seat: &'a Arc<Seat>,
     origin: &'a str,
     held: usize,
+    /// A frame without an id was logged; the next ones on this connection are not.
+    complained: bool,
 }
 
 impl Drop for Reading<'_> {
@@ -172,7 +179,11 @@ impl Reading<'_> {
         match decode_request(body) {
             Decoded::NotJson => return Err("not JSON"),
             Decoded::NotUnderstood { id: None, message } => {
-                tracing::warn!(origin = self.origin, %message, "a frame without an id was ignored");
+                let ignored = &["unknown", "ignored"];
+                self.agent.metrics.socket.requests.with_label_values(ignored).inc();
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::warn!(origin = self.origin, %message, "a frame without an id was ignored");
+                }
             }
             Decoded::NotUnderstood { id: Some(id), message } => {
                 self.agent
@@ -198,7 +209,10 @@ impl Reading<'_> {
         let (agent, seat) = (self.agent.clone(), self.seat.clone());
         seat.begin();
         tokio::spawn(async move {
-            let response = answer::finish(&agent, pending).await;
+            let outcome = answer::finish(&agent, pending).await;
+            // The client may have gone away; what it asked for was done.
+            let place = answers.reserve().await.ok();
+            let response = outcome.into_response(&agent);
             agent
                 .metrics
                 .socket
@@ -210,8 +224,9 @@ impl Reading<'_> {
                 written: Some(written),
                 ..Outgoing::new(frame_bytes(id, response), permit)
             };
-            // The client may have gone away; what it asked for was done.
-            let _ = answers.send(outgoing).await;
+            if let Some(place) = place {
+                place.send(outgoing);
+            }
             seat.end();
             if shutdown {
                 let _ = left.await;
@@ -266,32 +281,45 @@ fn agent_frame_bytes(id: u64, response: AgentResponse) -> Vec<u8> {
 }
 
 /// Writes answers and events until the socket breaks.
+///
+/// A client need not read events: one that is stuck waits for as long as no answer waits behind it, and further ones are lost to this client.
 async fn write_all(
-    agent: Arc<Agent>,
     mut socket: OwnedWriteHalf,
     mut outbox: mpsc::Receiver<Outgoing>,
     mut events: broadcast::Receiver<Event>,
+    events_lost: &IntCounter,
 ) {
     loop {
-        let outgoing = tokio::select! {
+        let next = tokio::select! {
             biased;
-            answer = outbox.recv() => match answer {
-                Some(outgoing) => outgoing,
-                // The reader has ended and every answer has left.
-                None => return,
-            },
-            event = events.recv() => match event {
-                Ok(event) => match encode(&Frame::Event(event)) {
-                    Ok(bytes) => Outgoing { bytes, _permit: None, written: None },
-                    Err(_) => continue,
-                },
-                Err(broadcast::error::RecvError::Lagged(lost)) => {
-                    agent.metrics.socket.events_lost.inc_by(lost);
-                    continue;
+            answer = outbox.recv() => answer,
+            event = events.recv() => {
+                let event = match event {
+                    Ok(event) => event,
+                    Err(broadcast::error::RecvError::Lagged(lost)) => {
+                        events_lost.inc_by(lost);
+                        continue;
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                };
+                let Ok(bytes) = encode(&Frame::Event(event)) else { continue };
+                let writing = socket.write_all(&bytes);
+                tokio::pin!(writing);
+                tokio::select! {
+                    biased;
+                    written = &mut writing => match written {
+                        Ok(()) => continue,
+                        Err(_) => return,
+                    },
+                    answer = outbox.recv() => match tokio::time::timeout(WRITTEN_WITHIN, writing).await {
+                        Ok(Ok(())) => answer,
+                        Ok(Err(_)) | Err(_) => return,
+                    },
                 }
-                Err(broadcast::error::RecvError::Closed) => return,
-            },
+            }
         };
+        // Without a next answer the reader has ended and every answer has left.
+        let Some(outgoing) = next else { return };
         match tokio::time::timeout(WRITTEN_WITHIN, socket.write_all(&outgoing.bytes)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return,
@@ -299,5 +327,51 @@ async fn write_all(
         if let Some(written) = outgoing.written {
             let _ = written.send(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{decode_frame, limits::EVENT_QUEUE};
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_loses_events_and_still_gets_its_answer() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (_, writer) = near.into_split();
+        let (answers, outbox) = mpsc::channel(1);
+        let (events, subscribed) = broadcast::channel(EVENT_QUEUE);
+        let lost = IntCounter::new("lost", "events").unwrap();
+        let counter = lost.clone();
+        let writing = tokio::spawn(async move { write_all(writer, outbox, subscribed, &counter).await });
+        const SENT: usize = 20_000;
+        for n in 0..SENT {
+            let pubkey = format!("{n:0>44}");
+            events.send(Event::PeerHealthChanged { pubkey, healthy: true }).unwrap();
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let answer = Outgoing {
+            bytes: frame_bytes(7, Response::Ok),
+            _permit: None,
+            written: None,
+        };
+        answers.send(answer).await.unwrap();
+        drop(answers);
+        let (mut reader, _open) = far.into_split();
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).await.unwrap();
+        writing.await.unwrap();
+        let (mut frames, mut input, mut heard, mut answered) = (FrameReader::default(), &all[..], 0, false);
+        while let Some(body) = frames.feed(&mut input).unwrap() {
+            match decode_frame(&body).unwrap() {
+                Frame::Event(_) => heard += 1,
+                Frame::Response { id, .. } => answered = id == 7,
+                Frame::Request { .. } => unreachable!("a server sends none"),
+            }
+        }
+        assert!(answered && !frames.is_inside_a_frame(), "whole frames only");
+        assert!(heard > 0 && heard < SENT, "{heard} heard");
     }
 }

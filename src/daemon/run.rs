@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     agent::{Agent, Stop},
     health::PeerHealth,
-    listen::{self, ListenError},
+    listen::{self, ListenError, Place},
     metrics::Metrics,
     names, page,
     settings::Settings,
@@ -72,9 +72,9 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         biased;
         () = signals.end() => Ok(()),
         started = start(settings) => {
-            let Running { agent, committer } = started?;
+            let Running { agent, committer, place } = started?;
             signals.until_stopped(&agent).await;
-            stop(agent, committer);
+            stop(committer, &place);
             Ok(())
         }
     }
@@ -83,6 +83,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
 struct Running {
     agent: Arc<Agent>,
     committer: Committer,
+    place: Place,
 }
 
 /// Signals are caught before anything else is done.
@@ -148,7 +149,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     let choice = data_plane(&settings);
     let kernel = NativeKernel::open(NativeOptions::new(mark, choice, settings.uapi_dir.clone()))
         .map_err(|error| RunError::Process("open the kernel's interfaces", error))?;
-    let listener = listen::bind(&settings)?;
+    let (listener, place) = listen::bind(&settings)?;
 
     let inbox = Arc::new(Inbox::default());
     let latecomer: Arc<OnceLock<Arc<Agent>>> = Arc::new(OnceLock::new());
@@ -203,7 +204,11 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
     tokio::spawn(tell_systemd(agent.clone()));
-    Ok(Running { agent, committer })
+    Ok(Running {
+        agent,
+        committer,
+        place,
+    })
 }
 
 /// Opens or makes the store and reads the document. Runs on a thread of its own: disks may be slow.
@@ -352,16 +357,14 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn stop(agent: Arc<Agent>, committer: Committer) {
+fn stop(committer: Committer, place: &Place) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let socket = agent.settings.socket.clone();
     std::thread::spawn(|| {
         std::thread::sleep(STOPPED_WITHIN);
         tracing::warn!("the stop took too long and is cut short; everything acknowledged is durable");
         std::process::exit(0);
     });
-    // Nobody is listening any more; a stale path would only make the next start look twice.
-    let _ = std::fs::remove_file(&socket);
+    place.clear();
     committer.stop();
     tracing::info!("stopped");
 }

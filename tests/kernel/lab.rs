@@ -43,7 +43,12 @@ static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs the body alone in fresh namespaces. Call it as the whole of a `#[test]`, with a closure.
 pub fn isolated<F: FnOnce()>(body: F) {
-    let path = std::any::type_name::<F>();
+    isolated_as::<F>(body);
+}
+
+/// The same for a closure that wraps the test's own, which is named by its type.
+pub fn isolated_as<Named>(body: impl FnOnce()) {
+    let path = std::any::type_name::<Named>();
     let path = path.split_once("::").map_or(path, |(_, rest)| rest);
     let name = path.strip_suffix("::{{closure}}").expect("isolated() takes a closure");
     if std::env::var_os(INSIDE).is_some() {

@@ -4,6 +4,8 @@
 
 #![cfg(target_os = "linux")]
 
+mod agent;
+mod agent_process;
 mod demo;
 mod device;
 mod device_life;

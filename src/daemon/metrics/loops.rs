@@ -3,7 +3,7 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec};
 
 use super::registrar::Registrar;
-use crate::reconcile::runtime::Finished;
+use crate::{object::Subsystem, reconcile::runtime::Finished};
 
 /// Seconds; from one netlink message to a hung data plane.
 const ROUND_BUCKETS: [f64; 12] = [
@@ -11,6 +11,12 @@ const ROUND_BUCKETS: [f64; 12] = [
 ];
 /// Seconds; fdatasync on anything from NVMe to a loaded network disk.
 const FSYNC_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
+
+/// Words of the labels; a series that appears only with its first event cannot be watched for an increase.
+const VERBS: [&str; 3] = ["create", "update", "delete"];
+const RESULTS: [&str; 3] = ["ok", "failed", "skipped"];
+const CAUSES: [&str; 4] = ["missing", "changed", "extra", "replaced"];
+const ROUND_RESULTS: [&str; 4] = ["unchanged", "changed", "failed", "blind"];
 
 /// What the loop did.
 pub struct Loop {
@@ -27,7 +33,7 @@ pub struct Loop {
 
 impl Loop {
     pub fn new(registrar: &Registrar<'_>) -> Self {
-        Self {
+        let figures = Self {
             rounds: registrar.counters("overlayd_reconcile_total", "Rounds, by result.", &["result"]),
             round_seconds: registrar.times_by(
                 "overlayd_reconcile_duration_seconds",
@@ -69,6 +75,25 @@ impl Loop {
                 "overlayd_netlink_overruns_total",
                 "Times that kernel events were lost and everything was looked at again.",
             ),
+        };
+        figures.begin_at_zero();
+        figures
+    }
+
+    fn begin_at_zero(&self) {
+        for part in Subsystem::ALL {
+            for verb in VERBS {
+                for result in RESULTS {
+                    self.actions.with_label_values(&[part.word(), verb, result]);
+                }
+                self.diff_pending.with_label_values(&[part.word(), verb]);
+            }
+            for cause in CAUSES {
+                self.drift.with_label_values(&[part.word(), cause]);
+            }
+        }
+        for result in ROUND_RESULTS {
+            self.rounds.with_label_values(&[result]);
         }
     }
 
@@ -110,10 +135,12 @@ impl Loop {
             self.lag_seconds.observe(lag.as_secs_f64());
         }
         if round.full {
-            self.diff_pending.reset();
-            for ((kind, verb), count) in &round.left {
-                let count = i64::try_from(*count).unwrap_or(i64::MAX);
-                self.diff_pending.with_label_values(&[kind.word(), verb]).set(count);
+            for part in Subsystem::ALL {
+                for verb in VERBS {
+                    let count = round.left.get(&(part, verb)).copied().unwrap_or(0);
+                    let count = i64::try_from(count).unwrap_or(i64::MAX);
+                    self.diff_pending.with_label_values(&[part.word(), verb]).set(count);
+                }
             }
         }
     }
