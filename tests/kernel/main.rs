@@ -12,5 +12,8 @@ mod device_life;
 mod device_scale;
 mod lab;
 mod linux;
+mod overlay;
+mod overlay_node;
+mod overlay_ping;
 mod tunnel;
 mod witness;
