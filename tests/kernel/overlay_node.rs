@@ -31,9 +31,7 @@ use overlayd::{
             uapi::{UapiChange, UapiClient},
         },
     },
-    wire::{
-        AgentRequest, AgentResponse, PeerScope, PeerSpec as WirePeer, Request, Response, StatusSnapshot,
-    },
+    wire::{AgentRequest, AgentResponse, PeerScope, PeerSpec as WirePeer, Request, Response, StatusSnapshot},
 };
 use rtnetlink::{
     Handle, RouteMessageBuilder,
@@ -196,7 +194,14 @@ impl OverlayNode {
     }
 
     pub fn ask(&self, request: Request) -> Response {
-        block_on(async { Client::connect(&self.socket()).await.unwrap().request(request).await.unwrap() })
+        block_on(async {
+            Client::connect(&self.socket())
+                .await
+                .unwrap()
+                .request(request)
+                .await
+                .unwrap()
+        })
     }
 
     /// A request that must be granted.

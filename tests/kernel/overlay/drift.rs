@@ -47,7 +47,11 @@ impl Scene {
         }
         first_reply(&pair.a.node, pair.far(), TALK).unwrap();
         let peer = pair.b.public_key();
-        let scene = Self { pair, peer, decoy: Mark::of_instance("/somebody/else") };
+        let scene = Self {
+            pair,
+            peer,
+            decoy: Mark::of_instance("/somebody/else"),
+        };
         scene.place_decoys();
         scene.a().resync();
         scene
@@ -63,7 +67,12 @@ impl Scene {
 
     fn place_decoys(&self) {
         self.a().netlink(|handle| async move {
-            handle.link().add(LinkBridge::new("stranger0").up().build()).execute().await.unwrap();
+            handle
+                .link()
+                .add(LinkBridge::new("stranger0").up().build())
+                .execute()
+                .await
+                .unwrap();
             let wire = nix::net::if_::if_nametoindex("wire").unwrap();
             let routes = [
                 ([10, 79, 0, 0], 16, 4_u8, 20_u32),
@@ -91,19 +100,46 @@ impl Scene {
     /// A WireGuard device of another instance, with a peer.
     fn place_another_instance(&self) {
         let link: IfName = "zl-decoy".parse().unwrap();
-        let spec = LinkSpec { kind: LinkKind::WireGuard, mtu: 1400, up: true };
-        let none = DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 };
+        let spec = LinkSpec {
+            kind: LinkKind::WireGuard,
+            mtu: 1400,
+            up: true,
+        };
+        let none = DeviceSpec {
+            key: KeyPair::from_public(None),
+            listen_port: 0,
+            fwmark: 0,
+        };
         let key = KeyPair::from_private(PrivateKey::from_random_bytes([77; 32]));
-        let device = DeviceSpec { key, listen_port: 51777, fwmark: 0 };
-        let run = |actions| self.a().execute_as(self.decoy, actions).into_iter().for_each(|outcome| outcome.unwrap());
+        let device = DeviceSpec {
+            key,
+            listen_port: 51777,
+            fwmark: 0,
+        };
+        let run = |actions| {
+            self.a()
+                .execute_as(self.decoy, actions)
+                .into_iter()
+                .for_each(|outcome| outcome.unwrap())
+        };
         run(vec![create(Key::Link(link.clone()), Spec::Link(spec))]);
         if self.a().plane(&self.device()) == DataPlane::Userspace {
             // The backend would start the binary that it is part of, which is this test's.
             self.a().start_device(&link);
         }
         run(vec![
-            Action::Update { key: Key::Device(link.clone()), from: Spec::Device(none), to: Spec::Device(device) },
-            create(Key::Address { link: link.clone(), address: "10.88.0.1/24".parse().unwrap() }, Spec::Address),
+            Action::Update {
+                key: Key::Device(link.clone()),
+                from: Spec::Device(none),
+                to: Spec::Device(device),
+            },
+            create(
+                Key::Address {
+                    link: link.clone(),
+                    address: "10.88.0.1/24".parse().unwrap(),
+                },
+                Spec::Address,
+            ),
             create(peer_key(&link, 88), Spec::Peer(peer_spec("10.88.1.0/24"))),
         ]);
     }
@@ -113,26 +149,42 @@ impl Scene {
     }
 
     fn route_key(&self) -> Key {
-        Key::Route { destination: IPV4.cluster.parse().unwrap(), metric: self.a().mark().route_metric() }
+        Key::Route {
+            destination: IPV4.cluster.parse().unwrap(),
+            metric: self.a().mark().route_metric(),
+        }
     }
 
     fn fallback_key(&self) -> Key {
-        Key::Route { destination: IPV4.cluster.parse().unwrap(), metric: self.a().mark().fallback_metric() }
+        Key::Route {
+            destination: IPV4.cluster.parse().unwrap(),
+            metric: self.a().mark().fallback_metric(),
+        }
     }
 
     fn address_key(&self, address: &str) -> Key {
-        Key::Address { link: self.device(), address: address.parse().unwrap() }
+        Key::Address {
+            link: self.device(),
+            address: address.parse().unwrap(),
+        }
     }
 
     fn ours(&self) -> Key {
-        Key::Peer { device: self.device(), public_key: self.peer }
+        Key::Peer {
+            device: self.device(),
+            public_key: self.peer,
+        }
     }
 
     fn change_peer(&self, change: impl FnOnce(&mut PeerSpec)) {
         let from = self.a().peer(&self.peer).unwrap().0;
         let mut to = from.clone();
         change(&mut to);
-        self.execute(Action::Update { key: self.ours(), from: Spec::Peer(from), to: Spec::Peer(to) });
+        self.execute(Action::Update {
+            key: self.ours(),
+            from: Spec::Peer(from),
+            to: Spec::Peer(to),
+        });
     }
 
     fn execute(&self, action: Action) {
@@ -149,11 +201,17 @@ fn create(key: Key, spec: Spec) -> Action {
 }
 
 fn peer_key(device: &IfName, number: u8) -> Key {
-    Key::Peer { device: device.clone(), public_key: WgPublicKey::from_bytes([number; 32]) }
+    Key::Peer {
+        device: device.clone(),
+        public_key: WgPublicKey::from_bytes([number; 32]),
+    }
 }
 
 fn peer_spec(network: &str) -> PeerSpec {
-    PeerSpec { allowed_ips: [network.parse::<Cidr>().unwrap()].into(), ..PeerSpec::default() }
+    PeerSpec {
+        allowed_ips: [network.parse::<Cidr>().unwrap()].into(),
+        ..PeerSpec::default()
+    }
 }
 
 /// One way of meddling.
@@ -170,7 +228,9 @@ struct Meddling {
 }
 
 fn remove_address(scene: &Scene) -> bool {
-    scene.a().remove_address(scene.device().as_str(), [10, 200, 0, 1].into());
+    scene
+        .a()
+        .remove_address(scene.device().as_str(), [10, 200, 0, 1].into());
     true
 }
 
@@ -193,7 +253,12 @@ fn set_down(scene: &Scene) -> bool {
     let name = scene.device().to_string();
     scene.a().netlink(|handle| async move {
         let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
-        handle.link().change(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
+        handle
+            .link()
+            .change(LinkUnspec::new_with_index(index).down().build())
+            .execute()
+            .await
+            .unwrap();
     });
     true
 }
@@ -216,7 +281,10 @@ fn add_an_address(scene: &Scene) -> bool {
 }
 
 fn add_a_peer(scene: &Scene) -> bool {
-    scene.execute(create(peer_key(&scene.device(), 99), Spec::Peer(peer_spec("10.200.99.0/24"))));
+    scene.execute(create(
+        peer_key(&scene.device(), 99),
+        Spec::Peer(peer_spec("10.200.99.0/24")),
+    ));
     true
 }
 
@@ -232,9 +300,18 @@ fn change_keepalive(scene: &Scene) -> bool {
 
 fn change_port(scene: &Scene) -> bool {
     let key = Key::Device(scene.device());
-    let Spec::Device(from) = scene.a().observe().objects[&key].spec.clone() else { panic!() };
-    let to = DeviceSpec { listen_port: 51999, ..from.clone() };
-    scene.execute(Action::Update { key, from: Spec::Device(from), to: Spec::Device(to) });
+    let Spec::Device(from) = scene.a().observe().objects[&key].spec.clone() else {
+        panic!()
+    };
+    let to = DeviceSpec {
+        listen_port: 51999,
+        ..from.clone()
+    };
+    scene.execute(Action::Update {
+        key,
+        from: Spec::Device(from),
+        to: Spec::Device(to),
+    });
     true
 }
 
@@ -254,7 +331,9 @@ fn set_preshared_key(scene: &Scene) -> bool {
             std::fs::write("/run/psk", "BQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU=\n").unwrap();
             let (device, peer) = (scene.device().to_string(), scene.peer.to_string());
             let set = scene.a().node.run(move || {
-                std::process::Command::new("wg").args(["set", &device, "peer", &peer, "preshared-key", "/run/psk"]).status()
+                std::process::Command::new("wg")
+                    .args(["set", &device, "peer", &peer, "preshared-key", "/run/psk"])
+                    .status()
             });
             set.is_ok_and(|status| status.success())
         }
@@ -268,9 +347,13 @@ fn delete_the_link(scene: &Scene) -> bool {
 }
 
 fn kill_the_device_process(scene: &Scene) -> bool {
-    let Some(pid) = scene.a().device_process(&scene.device()) else { return false };
+    let Some(pid) = scene.a().device_process(&scene.device()) else {
+        return false;
+    };
     kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    until("nobody serves the device", || scene.a().device_process(&scene.device()).is_none());
+    until("nobody serves the device", || {
+        scene.a().device_process(&scene.device()).is_none()
+    });
     true
 }
 
@@ -285,18 +368,90 @@ const MEDDLINGS: [Meddling; 15] = [
         drift: &[("address", "missing"), ("route", "missing")],
         hinted: true,
     },
-    Meddling { what: "route removed", act: remove_route, lines: &[("+ route/", MISSING)], drift: &[("route", "missing")], hinted: true },
-    Meddling { what: "peer removed", act: remove_peer, lines: &[("+ peer/", MISSING)], drift: &[("peer", "missing")], hinted: false },
-    Meddling { what: "unreachable route removed", act: remove_fallback, lines: &[("+ route/", "unreachable")], drift: &[("route", "missing")], hinted: true },
-    Meddling { what: "device set down", act: set_down, lines: &[("~ link/", "up false -> true"), ("+ route/", MISSING)], drift: &[("link", "changed"), ("route", "missing")], hinted: true },
-    Meddling { what: "MTU changed", act: change_mtu, lines: &[("~ link/", "mtu 1300 -> 1420")], drift: &[("link", "changed")], hinted: true },
-    Meddling { what: "sysctl changed", act: change_sysctl, lines: &[("~ sysctl/", "value 1 -> 2")], drift: &[("sysctl", "changed")], hinted: false },
-    Meddling { what: "extra address of ours", act: add_an_address, lines: &[("- address/", "ours, but not in the document")], drift: &[("address", "extra")], hinted: true },
-    Meddling { what: "extra peer", act: add_a_peer, lines: &[("- peer/", "ours, but not in the document")], drift: &[("peer", "extra")], hinted: false },
-    Meddling { what: "allowed IP removed", act: remove_an_allowed_ip, lines: &[("~ peer/", "allowed_ips none -> 10.200.1.0/24")], drift: &[("peer", "changed")], hinted: false },
-    Meddling { what: "keepalive changed", act: change_keepalive, lines: &[("~ peer/", "keepalive 17 -> 0")], drift: &[("peer", "changed")], hinted: false },
-    Meddling { what: "listen port changed", act: change_port, lines: &[("~ device/", "listen_port 51999 -> 51820")], drift: &[("device", "changed")], hinted: false },
-    Meddling { what: "preshared key set", act: set_preshared_key, lines: &[("~ peer/", "preshared_key set -> none")], drift: &[("peer", "changed")], hinted: false },
+    Meddling {
+        what: "route removed",
+        act: remove_route,
+        lines: &[("+ route/", MISSING)],
+        drift: &[("route", "missing")],
+        hinted: true,
+    },
+    Meddling {
+        what: "peer removed",
+        act: remove_peer,
+        lines: &[("+ peer/", MISSING)],
+        drift: &[("peer", "missing")],
+        hinted: false,
+    },
+    Meddling {
+        what: "unreachable route removed",
+        act: remove_fallback,
+        lines: &[("+ route/", "unreachable")],
+        drift: &[("route", "missing")],
+        hinted: true,
+    },
+    Meddling {
+        what: "device set down",
+        act: set_down,
+        lines: &[("~ link/", "up false -> true"), ("+ route/", MISSING)],
+        drift: &[("link", "changed"), ("route", "missing")],
+        hinted: true,
+    },
+    Meddling {
+        what: "MTU changed",
+        act: change_mtu,
+        lines: &[("~ link/", "mtu 1300 -> 1420")],
+        drift: &[("link", "changed")],
+        hinted: true,
+    },
+    Meddling {
+        what: "sysctl changed",
+        act: change_sysctl,
+        lines: &[("~ sysctl/", "value 1 -> 2")],
+        drift: &[("sysctl", "changed")],
+        hinted: false,
+    },
+    Meddling {
+        what: "extra address of ours",
+        act: add_an_address,
+        lines: &[("- address/", "ours, but not in the document")],
+        drift: &[("address", "extra")],
+        hinted: true,
+    },
+    Meddling {
+        what: "extra peer",
+        act: add_a_peer,
+        lines: &[("- peer/", "ours, but not in the document")],
+        drift: &[("peer", "extra")],
+        hinted: false,
+    },
+    Meddling {
+        what: "allowed IP removed",
+        act: remove_an_allowed_ip,
+        lines: &[("~ peer/", "allowed_ips none -> 10.200.1.0/24")],
+        drift: &[("peer", "changed")],
+        hinted: false,
+    },
+    Meddling {
+        what: "keepalive changed",
+        act: change_keepalive,
+        lines: &[("~ peer/", "keepalive 17 -> 0")],
+        drift: &[("peer", "changed")],
+        hinted: false,
+    },
+    Meddling {
+        what: "listen port changed",
+        act: change_port,
+        lines: &[("~ device/", "listen_port 51999 -> 51820")],
+        drift: &[("device", "changed")],
+        hinted: false,
+    },
+    Meddling {
+        what: "preshared key set",
+        act: set_preshared_key,
+        lines: &[("~ peer/", "preshared_key set -> none")],
+        drift: &[("peer", "changed")],
+        hinted: false,
+    },
     Meddling {
         what: "device process killed",
         act: kill_the_device_process,
@@ -307,8 +462,21 @@ const MEDDLINGS: [Meddling; 15] = [
     Meddling {
         what: "link deleted",
         act: delete_the_link,
-        lines: &[("+ link/", MISSING), ("+ sysctl/", MISSING), ("+ device/", MISSING), ("+ address/", MISSING), ("+ peer/", MISSING), ("+ route/", MISSING)],
-        drift: &[("link", "missing"), ("device", "missing"), ("address", "missing"), ("peer", "missing"), ("route", "missing")],
+        lines: &[
+            ("+ link/", MISSING),
+            ("+ sysctl/", MISSING),
+            ("+ device/", MISSING),
+            ("+ address/", MISSING),
+            ("+ peer/", MISSING),
+            ("+ route/", MISSING),
+        ],
+        drift: &[
+            ("link", "missing"),
+            ("device", "missing"),
+            ("address", "missing"),
+            ("peer", "missing"),
+            ("route", "missing"),
+        ],
         hinted: true,
     },
 ];
@@ -319,7 +487,9 @@ fn drift_of(node: &OverlayNode) -> BTreeMap<String, f64> {
 
 /// By how much each series grew.
 fn growth(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    let grown = after.iter().map(|(labels, value)| (labels.clone(), value - before.get(labels).unwrap_or(&0.0)));
+    let grown = after
+        .iter()
+        .map(|(labels, value)| (labels.clone(), value - before.get(labels).unwrap_or(&0.0)));
     grown.filter(|(_, by)| *by != 0.0).collect()
 }
 
@@ -327,7 +497,10 @@ fn assert_named(what: &str, lines: &[String], wanted: &[(&str, &str)]) {
     assert_eq!(lines.len(), wanted.len(), "{what}: {lines:#?}");
     for (begin, content) in wanted {
         let names = |line: &&String| line.starts_with(begin) && line.contains(content);
-        assert!(lines.iter().any(|line| names(&line)), "{what}: {begin}…{content} in {lines:#?}");
+        assert!(
+            lines.iter().any(|line| names(&line)),
+            "{what}: {begin}…{content} in {lines:#?}"
+        );
     }
 }
 
@@ -341,7 +514,10 @@ fn assert_counted(what: &str, grown: &BTreeMap<String, f64>, wanted: &[(&str, &s
 fn assert_same(what: &str, before: &[String], after: &[String]) {
     let gone: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
     let new: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
-    assert!(gone.is_empty() && new.is_empty(), "{what}: gone {gone:#?}\nnew {new:#?}");
+    assert!(
+        gone.is_empty() && new.is_empty(),
+        "{what}: gone {gone:#?}\nnew {new:#?}"
+    );
 }
 
 /// The lines that are not about the session of our peer: it is made anew with its peer.
@@ -371,7 +547,9 @@ fn every_drift_is_named_with_the_agent_stopped_and_mended_when_it_goes_on() {
             assert_named(what, &lines, meddling.lines);
             let begin = Instant::now();
             a.signal(Signal::SIGCONT);
-            until(&format!("{what} is counted: {lines:?}"), || growth(&counted, &drift_of(a)).len() >= meddling.drift.len());
+            until(&format!("{what} is counted: {lines:?}"), || {
+                growth(&counted, &drift_of(a)).len() >= meddling.drift.len()
+            });
             let took = begin.elapsed();
             a.resync();
             let grown = growth(&counted, &drift_of(a));
@@ -382,8 +560,14 @@ fn every_drift_is_named_with_the_agent_stopped_and_mended_when_it_goes_on() {
                 let was = decoy[&peer];
                 assert!(received >= was.0 && sent >= was.1, "{what}: {peer} was reset");
             }
-            println!("MEASURED: {stage}: {what}: mended {took:?} after SIGCONT; counted {grown:?}; {}", lines.join(" | "));
-            assert!(first_reply(&a.node, scene.pair.far(), TALK).is_some(), "traffic after {what}");
+            println!(
+                "MEASURED: {stage}: {what}: mended {took:?} after SIGCONT; counted {grown:?}; {}",
+                lines.join(" | ")
+            );
+            assert!(
+                first_reply(&a.node, scene.pair.far(), TALK).is_some(),
+                "traffic after {what}"
+            );
         }
     });
 }
@@ -397,17 +581,30 @@ fn three_drifts_at_once_are_named_each_in_one_line_and_mended() {
         a.signal(Signal::SIGSTOP);
         assert!(remove_address(&scene) && remove_route(&scene) && remove_peer(&scene));
         let (lines, _) = a.diff();
-        assert_named("three", &lines, &[("+ address/", MISSING), ("+ route/", MISSING), ("+ peer/", MISSING)]);
+        assert_named(
+            "three",
+            &lines,
+            &[("+ address/", MISSING), ("+ route/", MISSING), ("+ peer/", MISSING)],
+        );
         let begin = Instant::now();
         a.signal(Signal::SIGCONT);
-        until("all three are counted", || drift_of(a).values().sum::<f64>() - counted.values().sum::<f64>() >= 3.0);
+        until("all three are counted", || {
+            drift_of(a).values().sum::<f64>() - counted.values().sum::<f64>() >= 3.0
+        });
         let took = begin.elapsed();
         a.resync();
         let grown = growth(&counted, &drift_of(a));
-        assert_counted("three", &grown, &[("address", "missing"), ("route", "missing"), ("peer", "missing")]);
+        assert_counted(
+            "three",
+            &grown,
+            &[("address", "missing"), ("route", "missing"), ("peer", "missing")],
+        );
         assert_same("three", &without_session(before), &without_session(scene.dump()));
         a.assert_no_difference();
-        println!("MEASURED: {}: address, route and peer removed: mended {took:?} after SIGCONT; counted {grown:?}", scene.pair.stage());
+        println!(
+            "MEASURED: {}: address, route and peer removed: mended {took:?} after SIGCONT; counted {grown:?}",
+            scene.pair.stage()
+        );
         for line in lines {
             println!("MEASURED: diff: {line}");
         }
@@ -426,14 +623,23 @@ fn the_live_agent_mends_by_itself_what_the_kernel_tells_of_and_soon_what_it_does
                     continue;
                 }
                 let begin = Instant::now();
-                until(&format!("{what} is counted"), || growth(&counted, &drift_of(a)).len() >= meddling.drift.len());
+                until(&format!("{what} is counted"), || {
+                    growth(&counted, &drift_of(a)).len() >= meddling.drift.len()
+                });
                 let took = begin.elapsed();
                 until(&format!("nothing differs after {what}"), || a.diff() == (vec![], 0));
                 assert_counted(what, &growth(&counted, &drift_of(a)), meddling.drift);
                 assert_same(what, &without_session(before), &without_session(scene.dump()));
-                let how = if hinted { "told by the kernel" } else { "found by a look every second" };
+                let how = if hinted {
+                    "told by the kernel"
+                } else {
+                    "found by a look every second"
+                };
                 println!("MEASURED: {stage}: live, {what}: mended after {took:?} ({how})");
-                assert!(first_reply(&a.node, scene.pair.far(), TALK).is_some(), "traffic after {what}");
+                assert!(
+                    first_reply(&a.node, scene.pair.far(), TALK).is_some(),
+                    "traffic after {what}"
+                );
             }
         }
     });
@@ -447,7 +653,12 @@ fn remove_and_wait(node: &OverlayNode, link: &str, address: IpAddr) -> Duration 
     node.netlink(move |handle| async move {
         let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
         loop {
-            let mut addresses = handle.address().get().set_link_index_filter(index).set_address_filter(address).execute();
+            let mut addresses = handle
+                .address()
+                .get()
+                .set_link_index_filter(index)
+                .set_address_filter(address)
+                .execute();
             if addresses.try_next().await.unwrap().is_some() {
                 return begin.elapsed();
             }
@@ -462,8 +673,9 @@ fn a_removed_address_is_back_within_milliseconds() {
     isolated(|| {
         let scene = Scene::new(3600);
         let device = scene.device().to_string();
-        let mut times: Vec<Duration> =
-            (0..30).map(|_| remove_and_wait(scene.a(), &device, [10, 200, 0, 1].into())).collect();
+        let mut times: Vec<Duration> = (0..30)
+            .map(|_| remove_and_wait(scene.a(), &device, [10, 200, 0, 1].into()))
+            .collect();
         times.sort();
         println!(
             "MEASURED: {}: address removed and back, 30 times: p50 {:?}, p99 {:?} (20 ms of it wait for the end of a burst)",
@@ -494,10 +706,17 @@ fn a_strangers_objects_on_our_link_stay() {
         assert!(a.observe().objects.contains_key(&key));
         let alias = a.netlink(|handle| async move {
             let mut found = handle.link().get().match_name(name).execute();
-            found.try_next().await.unwrap().unwrap().attributes.into_iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfAlias(alias) => Some(alias),
-                _ => None,
-            })
+            found
+                .try_next()
+                .await
+                .unwrap()
+                .unwrap()
+                .attributes
+                .into_iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::IfAlias(alias) => Some(alias),
+                    _ => None,
+                })
         });
         println!("MEASURED: alias of our link for people: {alias:?}");
     });
@@ -511,16 +730,32 @@ fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
         first_reply(&a.node, pair.far(), TALK).unwrap();
         let near = pair.near();
         let remove_address = || a.remove_address(&device, near);
-        let fallback = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().fallback_metric() };
-        let through = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().route_metric() };
+        let fallback = Key::Route {
+            destination: IPV6.cluster.parse().unwrap(),
+            metric: a.mark().fallback_metric(),
+        };
+        let through = Key::Route {
+            destination: IPV6.cluster.parse().unwrap(),
+            metric: a.mark().route_metric(),
+        };
         let delete = |key: &Key, was: RouteSpec| {
-            a.execute(vec![Action::Delete { key: key.clone(), was: Spec::Route(was) }]).remove(0).unwrap();
+            a.execute(vec![Action::Delete {
+                key: key.clone(),
+                was: Spec::Route(was),
+            }])
+            .remove(0)
+            .unwrap();
         };
         let set_down = || {
             let name = device.clone();
             a.netlink(|handle| async move {
                 let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
-                handle.link().change(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
+                handle
+                    .link()
+                    .change(LinkUnspec::new_with_index(index).down().build())
+                    .execute()
+                    .await
+                    .unwrap();
             });
         };
         let delete_link = || {
@@ -529,8 +764,12 @@ fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
         };
         let acts: [(&str, &dyn Fn()); 5] = [
             ("address removed", &remove_address),
-            ("unreachable route removed", &|| delete(&fallback, RouteSpec::Unreachable)),
-            ("route removed", &|| delete(&through, RouteSpec::Through(pair.device.clone()))),
+            ("unreachable route removed", &|| {
+                delete(&fallback, RouteSpec::Unreachable)
+            }),
+            ("route removed", &|| {
+                delete(&through, RouteSpec::Through(pair.device.clone()))
+            }),
             ("device set down", &set_down),
             ("link deleted", &delete_link),
         ];
@@ -547,7 +786,10 @@ fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
             let grown = growth(&counted, &drift_of(a));
             assert_same(what, &without_session(before), &without_session(a.dump(&[a.mark()])));
             assert!(first_reply(&a.node, pair.far(), TALK).is_some(), "traffic after {what}");
-            println!("MEASURED: {stage}: IPv6, {what}: mended within {took:?} of SIGCONT; {grown:?}; {}", lines.join(" | "));
+            println!(
+                "MEASURED: {stage}: IPv6, {what}: mended within {took:?} of SIGCONT; {grown:?}; {}",
+                lines.join(" | ")
+            );
         }
     });
 }

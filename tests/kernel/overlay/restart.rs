@@ -14,7 +14,7 @@ use overlayd::{
 use super::TALK;
 use crate::{
     lab::{Node, isolated},
-    overlay_node::{IPV4, OverlayNode, Pair, PORT, add_peer, block_on, pair, two_nodes, until},
+    overlay_node::{IPV4, OverlayNode, PORT, Pair, add_peer, block_on, pair, two_nodes, until},
     overlay_ping::{Pinger, first_reply},
 };
 
@@ -27,13 +27,17 @@ fn ask_for_a_resync(node: &OverlayNode) -> std::os::unix::net::UnixStream {
     use std::io::Write;
     let mut stream = std::os::unix::net::UnixStream::connect(node.socket()).unwrap();
     let request = AgentRequest::Resync;
-    stream.write_all(&encode_agent(&AgentFrame::Request { id: 1, request }).unwrap()).unwrap();
+    stream
+        .write_all(&encode_agent(&AgentFrame::Request { id: 1, request }).unwrap())
+        .unwrap();
     stream
 }
 
 /// Waits for a text in what the agent logged after `from`.
 fn logged(node: &OverlayNode, from: usize, text: &str) {
-    until(&format!("the agent logs {text:?}"), || node.log().get(from..).is_some_and(|log| log.contains(text)));
+    until(&format!("the agent logs {text:?}"), || {
+        node.log().get(from..).is_some_and(|log| log.contains(text))
+    });
 }
 
 /// Kills the agent at one of ten moments.
@@ -64,7 +68,10 @@ fn kill_at(moment: usize, a: &mut OverlayNode) -> &'static str {
             "right after an AddPeer was acknowledged"
         }
         5 => {
-            a.request(Request::RemovePeer { pubkey: numbered(4).to_string(), scope: PeerScope::Global });
+            a.request(Request::RemovePeer {
+                pubkey: numbered(4).to_string(),
+                scope: PeerScope::Global,
+            });
             "right after a RemovePeer was acknowledged"
         }
         6 => {
@@ -102,7 +109,12 @@ fn kill_at(moment: usize, a: &mut OverlayNode) -> &'static str {
 #[test]
 fn no_ping_is_lost_while_an_agent_is_killed_and_started_ten_times() {
     isolated(|| {
-        let Pair { mut a, b, device, network } = pair(IPV4);
+        let Pair {
+            mut a,
+            b,
+            device,
+            network,
+        } = pair(IPV4);
         let far = network.nodes[1].parse().unwrap();
         first_reply(&a.node, far, TALK).unwrap();
         let key = b.public_key();
@@ -119,7 +131,13 @@ fn no_ping_is_lost_while_an_agent_is_killed_and_started_ten_times() {
             let what = kill_at(moment, &mut a);
             std::thread::sleep(Duration::from_millis(100));
             let ready = a.start();
-            assert_eq!(a.actions(), 0.0, "killed {what}: {:?}\n{}", a.metric("overlayd_actions_total"), a.log_tail());
+            assert_eq!(
+                a.actions(),
+                0.0,
+                "killed {what}: {:?}\n{}",
+                a.metric("overlayd_actions_total"),
+                a.log_tail()
+            );
             a.assert_no_difference();
             std::thread::sleep(Duration::from_millis(100));
             let pings = pinger.finish();
@@ -139,7 +157,10 @@ fn no_ping_is_lost_while_an_agent_is_killed_and_started_ten_times() {
         }
         assert!(lost.is_empty(), "{lost:?}");
         // WireGuard itself makes a new session after two minutes (white paper section 6.1).
-        assert!(after == handshake || begin.elapsed() > Duration::from_secs(100), "{handshake:?} -> {after:?}");
+        assert!(
+            after == handshake || begin.elapsed() > Duration::from_secs(100),
+            "{handshake:?} -> {after:?}"
+        );
         assert!(after.is_some());
     });
 }
@@ -170,7 +191,9 @@ fn an_edit_that_was_not_acknowledged_when_the_agent_died_is_finished_or_was_neve
             outcomes.push((acknowledged, present, a.actions()));
         }
         let pings = pinger.finish();
-        println!("MEASURED: AddPeer cut off by SIGKILL, (acknowledged, present, changes at restart): {outcomes:?}; {pings:?}");
+        println!(
+            "MEASURED: AddPeer cut off by SIGKILL, (acknowledged, present, changes at restart): {outcomes:?}; {pings:?}"
+        );
         assert_eq!(pings.lost, 0);
         drop(b);
     });
@@ -179,19 +202,30 @@ fn an_edit_that_was_not_acknowledged_when_the_agent_died_is_finished_or_was_neve
 #[test]
 fn a_machine_that_lost_all_kernel_state_comes_up_without_any_client() {
     isolated(|| {
-        let Pair { mut a, b, device, network } = pair(IPV4);
+        let Pair {
+            mut a,
+            b,
+            device,
+            network,
+        } = pair(IPV4);
         let far = network.nodes[1].parse().unwrap();
         first_reply(&a.node, far, TALK).unwrap();
         a.kill();
         // The next boot: the sockets of the former life lie about, the namespace is new.
         drop(a);
-        until("the wire is gone", || b.node.block_on(|| async { nix::net::if_::if_nametoindex("wire").is_err() }));
+        until("the wire is gone", || {
+            b.node
+                .block_on(|| async { nix::net::if_::if_nametoindex("wire").is_err() })
+        });
         let mut a = OverlayNode::within(Node::new(), "a", "a");
         a.node.wire(&b.node, [192, 0, 2, 1].into(), [192, 0, 2, 2].into(), 24);
         let ready = a.start();
         let first = first_reply(&a.node, far, TALK).unwrap();
         let stage = crate::overlay_node::stage(&a, &device);
-        println!("MEASURED: {stage}: after a cold boot ready in {ready:?}, first ping {first:?} later; {:?}", a.metric("overlayd_actions_total"));
+        println!(
+            "MEASURED: {stage}: after a cold boot ready in {ready:?}, first ping {first:?} later; {:?}",
+            a.metric("overlayd_actions_total")
+        );
         a.assert_no_difference();
         assert_eq!(a.total("overlayd_drift_total"), 0.0);
     });
@@ -213,11 +247,17 @@ fn an_overlay_without_a_slice_comes_up_and_says_what_it_lacks() {
         let after = a.dump(&[a.mark()]);
         let gone: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
         let new: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
-        println!("MEASURED: {}: a slice given later adds {new:?}, removes {gone:?}", crate::overlay_node::stage(&a, &device));
+        println!(
+            "MEASURED: {}: a slice given later adds {new:?}, removes {gone:?}",
+            crate::overlay_node::stage(&a, &device)
+        );
         assert_eq!(a.actions() - actions, 1.0, "{:?}", a.metric("overlayd_actions_total"));
         assert!(gone.is_empty());
         // The address, and the entry of the local table that the kernel makes of it.
-        assert!(new.iter().all(|line| line.contains("10.200.0.1")) && !new.is_empty(), "{new:?}");
+        assert!(
+            new.iter().all(|line| line.contains("10.200.0.1")) && !new.is_empty(),
+            "{new:?}"
+        );
         a.assert_no_difference();
         drop(b);
     });
@@ -239,10 +279,16 @@ fn a_teardown_leaves_the_node_as_it_was_before_the_setup() {
         a.request(Request::TeardownGlobalOverlay);
         assert_eq!(a.dump(&[a.mark()]), before);
         if let Some(pid) = process {
-            until("the device process ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
+            until("the device process ends", || {
+                !std::path::Path::new(&format!("/proc/{pid}")).exists()
+            });
         }
         a.assert_no_difference();
-        println!("MEASURED: {stage}: dump of {} lines, {during} with the overlay, the same {} after the teardown", before.len(), before.len());
+        println!(
+            "MEASURED: {stage}: dump of {} lines, {during} with the overlay, the same {} after the teardown",
+            before.len(),
+            before.len()
+        );
     });
 }
 
@@ -271,7 +317,9 @@ fn an_agent_killed_while_it_builds_the_overlay_finishes_it_at_the_next_start() {
             a.request(Request::TeardownGlobalOverlay);
             assert_eq!(a.dump(&[a.mark()]), bare);
         }
-        println!("MEASURED: SIGKILL so many µs into a setup, (acknowledged, lines of diff left, actions of the next start): {outcomes:?}");
+        println!(
+            "MEASURED: SIGKILL so many µs into a setup, (acknowledged, lines of diff left, actions of the next start): {outcomes:?}"
+        );
         drop(b);
     });
 }
