@@ -277,7 +277,7 @@ fn damage(state_dir: &Path) -> Vec<String> {
             let mut bytes = fs::read(&path).unwrap();
             let middle = bytes.len() / 2;
             let end = bytes.len().min(middle + 64);
-            for byte in bytes[middle.min(8)..end].iter_mut() {
+            for byte in &mut bytes[middle.min(8)..end] {
                 *byte ^= 0x5a;
             }
             fs::write(&path, bytes).unwrap();
