@@ -6,10 +6,14 @@
 
 mod agent;
 mod agent_process;
+mod demo;
 mod device;
 mod device_life;
 mod device_scale;
 mod lab;
 mod linux;
+mod overlay;
+mod overlay_node;
+mod overlay_ping;
 mod tunnel;
 mod witness;
