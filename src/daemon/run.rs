@@ -29,7 +29,7 @@ use crate::{
         Committed, Committer, Document, Record, RecordKey,
         store::{DiskStore, Opened, StoreError, Write},
     },
-    object::{KeyPair, Mark},
+    object::{Key, KeyPair, Mark},
     platform::{DataPlaneChoice, NativeKernel, NativeOptions},
     reconcile::{
         engine::Engine,
@@ -275,8 +275,8 @@ fn after_round(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(Fin
         agent.metrics.reconcile.round(&finished);
         let progress = agent.view.read().progress;
         covered.send_replace(progress.covered);
-        if progress.in_sync && progress.converged > settled {
-            settled = progress.converged;
+        if finished.round.blind.is_none() && progress.covered > settled && knows_every_endpoint(&agent) {
+            settled = progress.covered;
             agent.editor.settle(settled);
         }
         if finished.round.full {
@@ -288,6 +288,20 @@ fn after_round(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(Fin
         }
         log_round(&finished);
     }
+}
+
+/// True when the kernel was told of every peer's endpoint as far as rounds have come. What else is blocked or failing does not matter: were it
+/// to hold the watermark back, the next start would push back the endpoints of all peers that have roamed since (A5).
+fn knows_every_endpoint(agent: &Agent) -> bool {
+    let document = agent.document();
+    let view = agent.view.read();
+    view.ledger.troubled().keys().all(|key| match key {
+        Key::Peer { public_key, .. } => {
+            let wanted = document.peers().get(public_key);
+            wanted.is_none_or(|peer| view.ledger.realized_at(key) == Some(peer.since))
+        }
+        Key::Link(_) | Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => true,
+    })
 }
 
 fn publish(agent: &Agent, event: Event) {

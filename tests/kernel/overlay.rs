@@ -10,6 +10,7 @@ use crate::{
 
 mod change;
 mod drift;
+mod meddling;
 mod restart;
 mod scale;
 mod strangers;

@@ -10,17 +10,21 @@ use std::{
 };
 
 use futures::StreamExt;
-use overlayd::wire::Request;
+use overlayd::wire::{Request, Response};
 use rtnetlink::{
     MulticastGroup, RouteMessageBuilder,
     packet_core::NetlinkPayload,
-    packet_route::{RouteNetlinkMessage, link::LinkAttribute, route::RouteType},
+    packet_route::{
+        RouteNetlinkMessage,
+        link::LinkAttribute,
+        route::{RouteProtocol, RouteType},
+    },
 };
 
 use super::TALK;
 use crate::{
     lab::{add_address, isolated},
-    overlay_node::{IPV4, OverlayNode, PORT, Pair, add_peer, endpoint, pair, stage, two_nodes, until},
+    overlay_node::{IPV4, OverlayNode, PORT, Pair, add_peer, endpoint, pair, setup_request, stage, two_nodes, until},
     overlay_ping::{Pinger, first_reply, refusal},
 };
 
@@ -148,6 +152,62 @@ fn an_endpoint_that_roamed_is_not_pushed_back_by_the_next_agent() {
             assert_eq!(a.actions(), 0.0, "{}", a.log_tail());
             assert_eq!(at(&a), Some(51999));
         }
+    });
+}
+
+#[test]
+fn an_endpoint_that_roamed_is_not_pushed_back_by_the_next_agent_where_something_else_is_blocked() {
+    isolated(|| {
+        let (mut a, b) = two_nodes();
+        // A stranger has the place of our route, for as long as this test lasts.
+        let metric = a.mark().route_metric();
+        a.netlink(move |handle| async move {
+            let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix([10, 200, 0, 0].into(), 16)
+                .output_interface(nix::net::if_::if_nametoindex("wire").unwrap())
+                .protocol(RouteProtocol::Static)
+                .priority(metric)
+                .build();
+            handle.route().add(route).execute().await.unwrap();
+        });
+        let answer = a.ask(setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT));
+        assert!(
+            matches!(&answer, Response::Err { message } if message.contains("blocked")),
+            "{answer:?}"
+        );
+        b.setup(IPV4.cluster, Some(IPV4.slices[1]), PORT);
+        a.request(add_peer(&b.public_key(), &endpoint(2), IPV4.slices[1]));
+        b.request(add_peer(&a.public_key(), &endpoint(1), IPV4.slices[0]));
+        let key = b.public_key();
+        let near: IpAddr = IPV4.nodes[0].parse().unwrap();
+        let at = |node: &OverlayNode| {
+            node.peer(&key)
+                .unwrap()
+                .0
+                .endpoint
+                .map(|endpoint| endpoint.address.port())
+        };
+        b.setup(IPV4.cluster, Some(IPV4.slices[1]), 51999);
+        until("the far side has moved", || {
+            let _ = first_reply(&b.node, near, Duration::from_millis(200));
+            at(&a) == Some(51999)
+        });
+        a.resync();
+        assert_eq!(at(&a), Some(51999));
+        let (lines, _) = a.diff();
+        assert!(!lines.iter().any(|line| line.contains("endpoint")), "{lines:?}");
+        a.kill();
+        a.start();
+        a.resync();
+        assert_eq!(at(&a), Some(51999), "{}", a.log_tail());
+        assert_eq!(
+            a.total("overlayd_actions_total"),
+            a.metric("overlayd_actions_total")
+                .iter()
+                .filter(|(labels, _)| labels.contains("route"))
+                .map(|(_, count)| count)
+                .sum::<f64>()
+        );
     });
 }
 

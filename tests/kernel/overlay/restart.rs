@@ -173,7 +173,10 @@ fn an_edit_that_was_not_acknowledged_when_the_agent_died_is_finished_or_was_neve
         first_reply(&a.node, far, TALK).unwrap();
         let pinger = Pinger::start(&a.node, far, Duration::from_millis(10));
         let mut outcomes = Vec::new();
-        for (turn, micros) in [0, 500, 1000, 2000, 4000, 8000].into_iter().enumerate() {
+        for (turn, micros) in [0, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000]
+            .into_iter()
+            .enumerate()
+        {
             let key = numbered(u8::try_from(turn).unwrap() + 10);
             let socket: PathBuf = a.socket();
             let request = add_peer(&key, "192.0.2.110:51820", &format!("10.200.{}.0/24", turn + 10));
@@ -298,7 +301,9 @@ fn an_agent_killed_while_it_builds_the_overlay_finishes_it_at_the_next_start() {
         let (mut a, b) = two_nodes();
         let mut outcomes = Vec::new();
         let bare = a.dump(&[a.mark()]);
-        for micros in [300, 1000, 2000, 3000, 4000, 6000, 9000, 15000, 25000, 40000] {
+        for micros in [
+            300, 1000, 2000, 3000, 4000, 6000, 9000, 15_000, 25_000, 40_000, 60_000, 90_000, 150_000,
+        ] {
             let socket = a.socket();
             let request = crate::overlay_node::setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT);
             let asked = std::thread::spawn(move || {
