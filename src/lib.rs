@@ -6,6 +6,7 @@
 
 // F0
 pub mod clock;
+pub mod failure;
 pub mod ids;
 pub mod secret;
 // F1

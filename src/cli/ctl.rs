@@ -2,7 +2,8 @@ use std::{io::Read, net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::args::{Outcome, SocketArgument, block_on, print};
+use super::args::SocketArgument;
+use super::outcome::{Outcome, block_on, print};
 use crate::{
     client::{Client, ClientError},
     secret::SecretText,

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, DIFFERS, InstanceArguments, Outcome, block_on, print},
+    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, InstanceArguments},
     node,
+    outcome::{DIFFERS, Outcome, block_on, print},
 };
 use crate::{
     client::{Client, ClientError},
@@ -39,6 +40,9 @@ pub struct DiffArguments {
     state_dir: Option<PathBuf>,
     #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
     uapi_dir: PathBuf,
+    /// MTU that the agent was started with, bytes
+    #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
+    mtu: u32,
     /// Compare this export (`overlayd store export`) with --observed; touches neither store nor kernel
     #[arg(long, value_name = "FILE", requires = "observed")]
     desired: Option<PathBuf>,
@@ -131,6 +135,7 @@ fn without_agent(arguments: &DiffArguments, state_dir: &Path) -> Result<Diff, Bo
     let instance = InstanceArguments {
         state_dir: state_dir.to_owned(),
         uapi_dir: arguments.uapi_dir.clone(),
+        mtu: arguments.mtu,
     };
     block_on(async {
         let mut engine = node::engine(&instance, document)?;
@@ -165,7 +170,7 @@ pub fn observe(arguments: &ObserveArguments) -> Outcome {
     })??;
     let node = ObservedNode {
         mark: node::mark_of(&instance.state_dir),
-        mtu: DEFAULT_MTU,
+        mtu: instance.mtu,
         seen,
     };
     let json: Value = serde_json::to_value(&node)?;

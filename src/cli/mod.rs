@@ -7,13 +7,15 @@
 //! Exit status: 0 done (for `diff`: no difference), 2 a difference, 1 everything else.
 
 mod args;
+mod commands;
 mod ctl;
 mod demo;
 mod diff;
 mod node;
+mod outcome;
 mod purge;
 mod run;
 mod status;
 mod store;
 
-pub use args::main;
+pub use commands::main;

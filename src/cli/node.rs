@@ -23,7 +23,10 @@ pub fn read_document(state_dir: &Path) -> Result<Document, Box<dyn std::error::E
 
 /// The mark of the instance with this state directory.
 pub fn mark_of(state_dir: &Path) -> Mark {
-    let path = std::fs::canonicalize(state_dir).unwrap_or_else(|_| state_dir.to_owned());
+    // A directory that is gone had, in all likelihood, no link in its path.
+    let path = std::fs::canonicalize(state_dir)
+        .or_else(|_| std::path::absolute(state_dir))
+        .unwrap_or_else(|_| state_dir.to_owned());
     Mark::of_instance(&path.to_string_lossy())
 }
 
@@ -33,11 +36,14 @@ pub fn engine(
     document: Document,
 ) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
     let mark = mark_of(&instance.state_dir);
-    let kernel = NativeKernel::open(NativeOptions::new(mark, DataPlaneChoice::Auto, instance.uapi_dir.clone()))?;
-    Ok(Engine::new(
-        kernel,
-        SystemClock,
-        Arc::new(RwLock::new(document)),
-        Facts::new(mark),
-    ))
+    let facts = Facts {
+        mtu: instance.mtu,
+        ..Facts::new(mark)
+    };
+    let kernel = NativeKernel::open(NativeOptions::new(
+        mark,
+        DataPlaneChoice::Auto,
+        instance.uapi_dir.clone(),
+    ))?;
+    Ok(Engine::new(kernel, SystemClock, Arc::new(RwLock::new(document)), facts))
 }

@@ -3,8 +3,9 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 
 use super::{
-    args::{InstanceArguments, Outcome, block_on, print},
+    args::InstanceArguments,
     node,
+    outcome::{Outcome, block_on, print},
 };
 use crate::{
     desired::{Document, store},

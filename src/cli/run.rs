@@ -2,8 +2,16 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
 use serde::Deserialize;
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, filter_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
-use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, Outcome, with_causes};
+use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
+use super::outcome::Outcome;
+use crate::failure::with_causes;
 use crate::{
     daemon::{self, DataPlane, LogFormat, Settings},
     ids::IfName,
@@ -16,6 +24,9 @@ const DEFAULT_METRICS: &str = "127.0.0.1:9586";
 const DEFAULT_RESYNC_SECS: u64 = 30;
 /// Smallest MTU that IPv6 works with (RFC 8200 section 5), and the largest that every data plane here carries.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=4000;
+
+/// Libraries print whole messages and records below this level, and with them keys that they were given to keep or to send (I-14).
+const LIBRARIES_UP_TO: LevelFilter = LevelFilter::INFO;
 
 /// Every setting may also be given in the environment and in the file; a flag wins over the environment, which wins over the file.
 #[derive(Args)]
@@ -125,7 +136,10 @@ pub fn run(arguments: RunArguments) -> Outcome {
 }
 
 pub fn wg_device(arguments: DeviceArguments) -> Outcome {
-    let arguments = DeviceArgs { ifname: arguments.interface, uapi_dir: arguments.uapi_dir };
+    let arguments = DeviceArgs {
+        ifname: arguments.interface,
+        uapi_dir: arguments.uapi_dir,
+    };
     match device_process::run(arguments) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
@@ -206,14 +220,20 @@ fn group_id(group: &str) -> Result<u32, String> {
 fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter =
         tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Human => log
+    let is_fit_to_print = filter_fn(|metadata| {
+        let target = metadata.target();
+        *metadata.level() <= LIBRARIES_UP_TO || target == "overlayd" || target.starts_with("overlayd::")
+    });
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = match format {
+        LogFormat::Human => layer
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
+            .boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(layer.with_filter(is_fit_to_print))
+        .init();
     Ok(())
 }

@@ -3,7 +3,8 @@ use std::{fmt::Write as _, process::ExitCode};
 use clap::Args;
 use serde_json::Value;
 
-use super::args::{Outcome, SocketArgument, block_on, print};
+use super::args::SocketArgument;
+use super::outcome::{Outcome, block_on, print};
 use crate::{
     client::{Client, ClientError},
     wire::{AgentRequest, AgentResponse},

@@ -2,7 +2,8 @@ use std::{io::Read, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
-use super::args::{DEFAULT_STATE_DIR, Outcome, print};
+use super::args::DEFAULT_STATE_DIR;
+use super::outcome::{Outcome, print};
 use crate::{
     clock::{Clock, SystemClock},
     desired::{Document, redact, store},

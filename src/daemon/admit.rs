@@ -18,8 +18,17 @@ const CANDIDATES_MAX: usize = 64;
 /// Longest text of one candidate, bytes (I-15).
 const CANDIDATE_TEXT_MAX: usize = 256;
 
+/// Most STUN servers, and most TURN servers, that are kept (I-15).
+const SERVERS_MAX: usize = 64;
+/// Longest address, user name or credential of a server, bytes (I-15).
+const SERVER_TEXT_MAX: usize = 1024;
+
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives for one dispatch; a box would only be in the reader's way"
+)]
 pub enum Admitted {
     Edit(Edit),
     /// Answers `Ok` without changing anything.
@@ -37,26 +46,7 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
     let edit = match request {
         Request::SetLocalNodeId { node_id } => Edit::SetNodeId(*node_id),
         Request::SetLocalWgPubkey { pubkey } => Edit::ClaimPublicKey(field("pubkey", pubkey)?),
-        Request::SetupGlobalOverlay {
-            deployment,
-            instance_id,
-            cluster_cidr,
-            slice_cidr,
-            wg_port,
-            host_adapter_mandatory,
-            nat,
-        } => Edit::EnsureOverlay(OverlayRequest {
-            deployment: field("deployment", deployment)?,
-            instance: field("instance_id", instance_id)?,
-            cluster: field("cluster_cidr", cluster_cidr)?,
-            slice: slice_cidr
-                .as_deref()
-                .map(|text| field("slice_cidr", text))
-                .transpose()?,
-            port: *wg_port,
-            host_adapter_mandatory: *host_adapter_mandatory,
-            nat: nat.as_ref().map(nat_settings),
-        }),
+        Request::SetupGlobalOverlay { .. } => Edit::EnsureOverlay(overlay_request(request)?),
         Request::TeardownGlobalOverlay => Edit::RemoveOverlay,
         Request::AddPeer { peer, scope } => {
             node_device("add_peer", scope)?;
@@ -121,6 +111,33 @@ fn field<T: std::str::FromStr<Err = BadId>>(name: &str, text: &str) -> Result<T,
     text.parse().map_err(|error: BadId| format!("field {name:?}: {error}"))
 }
 
+fn overlay_request(request: &Request) -> Result<OverlayRequest, String> {
+    let Request::SetupGlobalOverlay {
+        deployment,
+        instance_id,
+        cluster_cidr,
+        slice_cidr,
+        wg_port,
+        host_adapter_mandatory,
+        nat,
+    } = request
+    else {
+        unreachable!("asked for a setup only")
+    };
+    Ok(OverlayRequest {
+        deployment: field("deployment", deployment)?,
+        instance: field("instance_id", instance_id)?,
+        cluster: field("cluster_cidr", cluster_cidr)?,
+        slice: slice_cidr
+            .as_deref()
+            .map(|text| field("slice_cidr", text))
+            .transpose()?,
+        port: *wg_port,
+        host_adapter_mandatory: *host_adapter_mandatory,
+        nat: nat.as_ref().map(nat_settings).transpose()?,
+    })
+}
+
 fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
     let public_key: WgPublicKey = field("public_key", &peer.public_key)?;
     let endpoint = match peer.endpoint.trim() {
@@ -160,7 +177,8 @@ fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
     })
 }
 
-fn nat_settings(nat: &NatConfig) -> NatSettings {
+fn nat_settings(nat: &NatConfig) -> Result<NatSettings, String> {
+    check_nat(nat)?;
     let turn = |server: &crate::wire::TurnServer| TurnServer {
         addr: server.addr.clone(),
         username: server.username.clone(),
@@ -172,7 +190,7 @@ fn nat_settings(nat: &NatConfig) -> NatSettings {
         max_sessions: server.max_sessions,
         auth_credential: server.auth_credential.clone(),
     };
-    NatSettings {
+    Ok(NatSettings {
         enabled: nat.enabled,
         stun_servers: nat.stun_servers.clone(),
         turn_servers: nat.turn_servers.iter().map(turn).collect(),
@@ -180,6 +198,48 @@ fn nat_settings(nat: &NatConfig) -> NatSettings {
         stun_refresh_interval_secs: nat.stun_refresh_interval_secs,
         max_candidate_pairs: nat.max_candidate_pairs,
         relay_server: nat.relay_server.as_ref().map(relay),
+    })
+}
+
+/// Only sizes: what the servers are is read when NAT traversal uses them. No text is repeated, it may be a credential.
+fn check_nat(nat: &NatConfig) -> Result<(), String> {
+    for (name, count) in [
+        ("stun_servers", nat.stun_servers.len()),
+        ("turn_servers", nat.turn_servers.len()),
+    ] {
+        if count > SERVERS_MAX {
+            return Err(format!(
+                "field \"{name}\": at most {SERVERS_MAX} servers are kept; send fewer"
+            ));
+        }
+    }
+    let turn = nat.turn_servers.iter().flat_map(|turn| {
+        [
+            ("turn_servers", turn.addr.as_str()),
+            ("turn_servers", turn.username.as_str()),
+            ("turn_servers", turn.credential.reveal()),
+        ]
+    });
+    let relay = nat.relay_server.iter().flat_map(|relay| {
+        let credential = relay
+            .auth_credential
+            .as_ref()
+            .map_or("", |credential| credential.reveal());
+        [
+            ("relay_server", relay.external_addr.as_str()),
+            ("relay_server", credential),
+        ]
+    });
+    let stun = nat.stun_servers.iter().map(|text| ("stun_servers", text.as_str()));
+    match stun
+        .chain(turn)
+        .chain(relay)
+        .find(|(_, text)| text.len() > SERVER_TEXT_MAX)
+    {
+        Some((name, _)) => Err(format!(
+            "field \"{name}\": no text may be longer than {SERVER_TEXT_MAX} bytes; send shorter ones"
+        )),
+        None => Ok(()),
     }
 }
 

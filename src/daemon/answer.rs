@@ -32,6 +32,7 @@ const ROUND_WITHIN: Duration = Duration::from_secs(15);
 pub enum Pending {
     Ready(Response),
     Edit(Submission),
+    Status,
     /// The host's addresses are read by whoever waits for the answer, not by the reader of the connection.
     NatStatus,
     Shutdown,
@@ -43,7 +44,7 @@ pub async fn take(agent: &Agent, request: &Request, origin: &str) -> Pending {
     match admit(request) {
         Err(message) => err(message),
         Ok(Admitted::Nothing) => Pending::Ready(Response::Ok),
-        Ok(Admitted::Status) => Pending::Ready(Response::Status(report::status(agent))),
+        Ok(Admitted::Status) => Pending::Status,
         Ok(Admitted::NatStatus) => Pending::NatStatus,
         Ok(Admitted::Shutdown) => Pending::Shutdown,
         Ok(Admitted::Edit(edit)) => match agent.editor.enqueue(edit, origin.to_owned()).await {
@@ -53,22 +54,39 @@ pub async fn take(agent: &Agent, request: &Request, origin: &str) -> Pending {
     }
 }
 
+/// What a request has come to.
+pub enum Outcome {
+    Is(Response),
+    /// The state of the node, not read yet: a client that asks faster than it reads must not pile up copies of it.
+    Status,
+}
+
+impl Outcome {
+    pub fn into_response(self, agent: &Agent) -> Response {
+        match self {
+            Outcome::Is(response) => response,
+            Outcome::Status => Response::Status(report::status(agent)),
+        }
+    }
+}
+
 /// Finishes a request: waits as long as its answer needs.
-pub async fn finish(agent: &Agent, pending: Pending) -> Response {
-    match pending {
+pub async fn finish(agent: &Agent, pending: Pending) -> Outcome {
+    Outcome::Is(match pending {
+        Pending::Status => return Outcome::Status,
         Pending::Ready(response) => response,
         Pending::Shutdown => Response::Ok,
         Pending::NatStatus => Response::NatStatus(report::nat_status(agent).await),
         Pending::Edit(submission) => match submission.kept().await {
             Ok(committed) => applied(agent, committed).await,
             Err(error @ EditError::NotKept(_)) => {
-                agent.metrics.edits.with_label_values(&["not_kept"]).inc();
+                agent.metrics.socket.edits.with_label_values(&["not_kept"]).inc();
                 Response::Err {
                     message: error.to_string(),
                 }
             }
             Err(error @ EditError::Refused(_)) => {
-                agent.metrics.edits.with_label_values(&["refused"]).inc();
+                agent.metrics.socket.edits.with_label_values(&["refused"]).inc();
                 Response::Err {
                     message: error.to_string(),
                 }
@@ -77,13 +95,14 @@ pub async fn finish(agent: &Agent, pending: Pending) -> Response {
                 message: error.to_string(),
             },
         },
-    }
+    })
 }
 
 /// Waits until the edit was part of a round, and answers with what came of it.
 async fn applied(agent: &Agent, committed: Committed) -> Response {
     agent
         .metrics
+        .socket
         .edits
         .with_label_values(&[if committed.changed { "changed" } else { "unchanged" }])
         .inc();

@@ -9,13 +9,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use prometheus::IntCounter;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc, oneshot},
     time::Instant,
 };
 
@@ -25,12 +26,15 @@ use super::{
     connections::{Connections, Seat},
 };
 use crate::wire::{
-    AgentFrame, AgentResponse, Decoded, Event, Frame, FrameReader, Response, decode_request, encode, encode_agent,
-    limits::FRAME_COMPLETE_WITHIN,
+    AgentFrame, AgentRequest, AgentResponse, Decoded, Event, Frame, FrameReader, Request, Response, decode_request,
+    encode, encode_agent, limits::FRAME_COMPLETE_WITHIN,
 };
 
 /// Requests of one connection that may be worked on at a time; beyond it the reader waits.
 const IN_FLIGHT_MAX: usize = 64;
+/// Answers of one connection that are encoded and wait to leave. A full status may have megabytes, so the rest are made when their turn
+/// comes (I-15).
+const ANSWERS_WAITING_MAX: usize = 2;
 /// Longest time that one answer may take to leave; a client that reads slower is gone for all practical purposes.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(30);
 /// Why a connection ended that its client closed.
@@ -43,7 +47,17 @@ struct Outgoing {
     bytes: Vec<u8>,
     _permit: Option<OwnedSemaphorePermit>,
     /// Told when the bytes are in the socket.
-    written: Option<tokio::sync::oneshot::Sender<()>>,
+    written: Option<oneshot::Sender<()>>,
+}
+
+impl Outgoing {
+    fn new(bytes: Vec<u8>, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            bytes,
+            _permit: Some(permit),
+            written: None,
+        }
+    }
 }
 
 /// Serves a connection until either side closes it.
@@ -55,9 +69,9 @@ pub async fn serve(
     origin: String,
 ) {
     let (reader, writer) = stream.into_split();
-    let (answers, outbox) = mpsc::channel(IN_FLIGHT_MAX);
+    let (answers, outbox) = mpsc::channel(ANSWERS_WAITING_MAX);
     let events = agent.events.subscribe();
-    let writing = write_all(agent.clone(), writer, outbox, events);
+    let writing = write_all(writer, outbox, events, &agent.metrics.socket.events_lost);
     tokio::pin!(writing);
     let reading = Reading {
         agent: &agent,
@@ -65,7 +79,9 @@ pub async fn serve(
         seat: &seat,
         origin: &origin,
         held: 0,
+        complained: false,
     };
+    agent.metrics.socket.connections.inc();
     let why = tokio::select! {
         why = reading.run(reader, answers) => why,
         () = &mut writing => "the client does not read or went away",
@@ -73,9 +89,13 @@ pub async fn serve(
     };
     if why == END_OF_REQUESTS {
         // A client may close its sending half and still wait for answers.
-        let _ = tokio::time::timeout(WRITTEN_WITHIN, &mut writing).await;
+        tokio::select! {
+            _ = tokio::time::timeout(WRITTEN_WITHIN, &mut writing) => {}
+            () = seat.close.notified() => {}
+        }
     }
-    agent.metrics.connections_closed.with_label_values(&[why]).inc();
+    agent.metrics.socket.connections.dec();
+    agent.metrics.socket.connections_closed.with_label_values(&[why]).inc();
     tracing::debug!(%origin, why, "connection closed");
     connections.leave(seat.id);
 }
@@ -86,6 +106,8 @@ struct Reading<'a> {
     seat: &'a Arc<Seat>,
     origin: &'a str,
     held: usize,
+    /// A frame without an id was logged; the next ones on this connection are not.
+    complained: bool,
 }
 
 impl Drop for Reading<'_> {
@@ -157,72 +179,78 @@ impl Reading<'_> {
         match decode_request(body) {
             Decoded::NotJson => return Err("not JSON"),
             Decoded::NotUnderstood { id: None, message } => {
-                tracing::warn!(origin = self.origin, %message, "a frame without an id was ignored");
+                let ignored = &["unknown", "ignored"];
+                self.agent.metrics.socket.requests.with_label_values(ignored).inc();
+                if !std::mem::replace(&mut self.complained, true) {
+                    tracing::warn!(origin = self.origin, %message, "a frame without an id was ignored");
+                }
             }
             Decoded::NotUnderstood { id: Some(id), message } => {
-                self.agent.metrics.requests.with_label_values(&["unknown", "err"]).inc();
-                let bytes = frame_bytes(id, Response::Err { message });
-                self.send(
-                    answers,
-                    Outgoing {
-                        bytes,
-                        _permit: Some(permit),
-                        written: None,
-                    },
-                )
-                .await?;
+                self.agent
+                    .metrics
+                    .socket
+                    .requests
+                    .with_label_values(&["unknown", "err"])
+                    .inc();
+                let outgoing = Outgoing::new(frame_bytes(id, Response::Err { message }), permit);
+                answers.send(outgoing).await.map_err(|_| "broken")?;
             }
-            Decoded::Request { id, request } => {
-                let op = request.op();
-                let pending = answer::take(self.agent, &request, self.origin).await;
-                let shutdown = matches!(pending, answer::Pending::Shutdown);
-                let (agent, seat, answers) = (self.agent.clone(), self.seat.clone(), answers.clone());
-                seat.begin();
-                tokio::spawn(async move {
-                    let response = answer::finish(&agent, pending).await;
-                    agent
-                        .metrics
-                        .requests
-                        .with_label_values(&[op, result_word(&response)])
-                        .inc();
-                    let (written, left) = tokio::sync::oneshot::channel();
-                    let bytes = frame_bytes(id, response);
-                    let outgoing = Outgoing {
-                        bytes,
-                        _permit: Some(permit),
-                        written: Some(written),
-                    };
-                    // The client may have gone away; what it asked for was done.
-                    let _ = answers.send(outgoing).await;
-                    seat.end();
-                    if shutdown {
-                        let _ = left.await;
-                        answer::shut_down(&agent).await;
-                    }
-                });
-            }
-            Decoded::Agent { id, request } => {
-                let (agent, seat, answers) = (self.agent.clone(), self.seat.clone(), answers.clone());
-                seat.begin();
-                tokio::spawn(async move {
-                    let response = answer::agent_request(&agent, &request).await;
-                    let bytes = agent_frame_bytes(id, response);
-                    let _ = answers
-                        .send(Outgoing {
-                            bytes,
-                            _permit: Some(permit),
-                            written: None,
-                        })
-                        .await;
-                    seat.end();
-                });
-            }
+            Decoded::Request { id, request } => self.request(id, request, permit, answers.clone()).await,
+            Decoded::Agent { id, request } => self.agent_request(id, request, permit, answers.clone()),
         }
         Ok(())
     }
 
-    async fn send(&self, answers: &mpsc::Sender<Outgoing>, outgoing: Outgoing) -> Result<(), &'static str> {
-        answers.send(outgoing).await.map_err(|_| "broken")
+    /// Takes a request in at once, and answers it from a task of its own.
+    async fn request(&self, id: u64, request: Request, permit: OwnedSemaphorePermit, answers: mpsc::Sender<Outgoing>) {
+        let op = request.op();
+        let pending = answer::take(self.agent, &request, self.origin).await;
+        let shutdown = matches!(pending, answer::Pending::Shutdown);
+        let (agent, seat) = (self.agent.clone(), self.seat.clone());
+        seat.begin();
+        tokio::spawn(async move {
+            let outcome = answer::finish(&agent, pending).await;
+            // The client may have gone away; what it asked for was done.
+            let place = answers.reserve().await.ok();
+            let response = outcome.into_response(&agent);
+            agent
+                .metrics
+                .socket
+                .requests
+                .with_label_values(&[op, result_word(&response)])
+                .inc();
+            let (written, left) = oneshot::channel();
+            let outgoing = Outgoing {
+                written: Some(written),
+                ..Outgoing::new(frame_bytes(id, response), permit)
+            };
+            if let Some(place) = place {
+                place.send(outgoing);
+            }
+            seat.end();
+            if shutdown {
+                let _ = left.await;
+                answer::shut_down(&agent).await;
+            }
+        });
+    }
+
+    fn agent_request(
+        &self,
+        id: u64,
+        request: AgentRequest,
+        permit: OwnedSemaphorePermit,
+        answers: mpsc::Sender<Outgoing>,
+    ) {
+        let (agent, seat) = (self.agent.clone(), self.seat.clone());
+        seat.begin();
+        tokio::spawn(async move {
+            let response = answer::agent_request(&agent, &request).await;
+            let _ = answers
+                .send(Outgoing::new(agent_frame_bytes(id, response), permit))
+                .await;
+            seat.end();
+        });
     }
 }
 
@@ -253,32 +281,45 @@ fn agent_frame_bytes(id: u64, response: AgentResponse) -> Vec<u8> {
 }
 
 /// Writes answers and events until the socket breaks.
+///
+/// A client need not read events: one that is stuck waits for as long as no answer waits behind it, and further ones are lost to this client.
 async fn write_all(
-    agent: Arc<Agent>,
     mut socket: OwnedWriteHalf,
     mut outbox: mpsc::Receiver<Outgoing>,
     mut events: broadcast::Receiver<Event>,
+    events_lost: &IntCounter,
 ) {
     loop {
-        let outgoing = tokio::select! {
+        let next = tokio::select! {
             biased;
-            answer = outbox.recv() => match answer {
-                Some(outgoing) => outgoing,
-                // The reader has ended and every answer has left.
-                None => return,
-            },
-            event = events.recv() => match event {
-                Ok(event) => match encode(&Frame::Event(event)) {
-                    Ok(bytes) => Outgoing { bytes, _permit: None, written: None },
-                    Err(_) => continue,
-                },
-                Err(broadcast::error::RecvError::Lagged(lost)) => {
-                    agent.metrics.events_lost.inc_by(lost);
-                    continue;
+            answer = outbox.recv() => answer,
+            event = events.recv() => {
+                let event = match event {
+                    Ok(event) => event,
+                    Err(broadcast::error::RecvError::Lagged(lost)) => {
+                        events_lost.inc_by(lost);
+                        continue;
+                    }
+                    Err(broadcast::error::RecvError::Closed) => return,
+                };
+                let Ok(bytes) = encode(&Frame::Event(event)) else { continue };
+                let writing = socket.write_all(&bytes);
+                tokio::pin!(writing);
+                tokio::select! {
+                    biased;
+                    written = &mut writing => match written {
+                        Ok(()) => continue,
+                        Err(_) => return,
+                    },
+                    answer = outbox.recv() => match tokio::time::timeout(WRITTEN_WITHIN, writing).await {
+                        Ok(Ok(())) => answer,
+                        Ok(Err(_)) | Err(_) => return,
+                    },
                 }
-                Err(broadcast::error::RecvError::Closed) => return,
-            },
+            }
         };
+        // Without a next answer the reader has ended and every answer has left.
+        let Some(outgoing) = next else { return };
         match tokio::time::timeout(WRITTEN_WITHIN, socket.write_all(&outgoing.bytes)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return,
@@ -286,5 +327,55 @@ async fn write_all(
         if let Some(written) = outgoing.written {
             let _ = written.send(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{decode_frame, limits::EVENT_QUEUE};
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_loses_events_and_still_gets_its_answer() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (_, writer) = near.into_split();
+        let (answers, outbox) = mpsc::channel(1);
+        let (events, subscribed) = broadcast::channel(EVENT_QUEUE);
+        let lost = IntCounter::new("lost", "events").unwrap();
+        let counter = lost.clone();
+        let writing = tokio::spawn(async move { write_all(writer, outbox, subscribed, &counter).await });
+        const SENT: usize = 20_000;
+        for n in 0..SENT {
+            let pubkey = format!("{n:0>44}");
+            events.send(Event::PeerHealthChanged { pubkey, healthy: true }).unwrap();
+            if n % 100 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        // However long it does not read.
+        tokio::time::pause();
+        tokio::time::sleep(WRITTEN_WITHIN * 3).await;
+        tokio::time::resume();
+        let answer = Outgoing {
+            bytes: frame_bytes(7, Response::Ok),
+            _permit: None,
+            written: None,
+        };
+        answers.send(answer).await.unwrap();
+        drop(answers);
+        let (mut reader, _open) = far.into_split();
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).await.unwrap();
+        writing.await.unwrap();
+        let (mut frames, mut input, mut heard, mut answered) = (FrameReader::default(), &all[..], 0, false);
+        while let Some(body) = frames.feed(&mut input).unwrap() {
+            match decode_frame(&body).unwrap() {
+                Frame::Event(_) => heard += 1,
+                Frame::Response { id, .. } => answered = id == 7,
+                Frame::Request { .. } => unreachable!("a server sends none"),
+            }
+        }
+        assert!(answered && !frames.is_inside_a_frame(), "whole frames only");
+        assert!(heard > 0 && heard < SENT, "{heard} heard");
     }
 }

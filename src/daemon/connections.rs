@@ -21,6 +21,10 @@ use tokio::sync::Notify;
 /// Bytes that the unfinished frames of all connections may hold together: eight of the largest.
 const HELD_MAX: usize = 8 * crate::wire::limits::FRAME_MAX;
 
+/// A frame that holds no more than this is never the one that is too much: others may have used the memory up, and ordinary requests must
+/// still get through.
+const HELD_SMALL: usize = 64 * 1024;
+
 /// All open connections.
 #[derive(Default)]
 pub struct Connections {
@@ -90,14 +94,14 @@ impl Connections {
         true
     }
 
-    /// Accounts for a change in what one connection's unfinished frame holds. False when all together hold too much.
+    /// Accounts for a change in what one connection's unfinished frame holds. False when all together hold too much and this one is not small.
     pub fn hold(&self, before: usize, now: usize) -> bool {
         let held = if now >= before {
             self.held.fetch_add(now - before, Ordering::Relaxed) + (now - before)
         } else {
             self.held.fetch_sub(before - now, Ordering::Relaxed) - (before - now)
         };
-        held <= HELD_MAX
+        held <= HELD_MAX || now <= HELD_SMALL
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Seat>>> {
@@ -127,7 +131,8 @@ mod tests {
     fn the_memory_of_unfinished_frames_is_bounded_over_all_connections() {
         let connections = Connections::default();
         assert!(connections.hold(0, HELD_MAX));
-        assert!(!connections.hold(0, 1));
+        assert!(connections.hold(0, HELD_SMALL), "ordinary requests still get through");
+        assert!(!connections.hold(HELD_SMALL, HELD_SMALL + 1));
         assert!(connections.hold(HELD_MAX, 0));
     }
 }

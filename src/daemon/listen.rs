@@ -14,7 +14,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::net::{UnixListener, UnixStream};
@@ -25,6 +25,13 @@ const DIRECTORY_MODE: u32 = 0o750;
 const SOCKET_MODE: u32 = 0o660;
 /// Pause after `accept` failed for want of a descriptor or memory: the connections that were closed for it need a moment.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Descriptors that clients may never use up: the store, netlink, devices and the metrics page need some of their own.
+const DESCRIPTORS_KEPT: usize = 64;
+/// Connections that are allowed however low the descriptor limit is.
+const CONNECTIONS_MIN: usize = 8;
+/// Shortest time between two complaints about connections that cannot be accepted.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the socket could not be made; says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -43,11 +50,37 @@ pub enum ListenError {
     },
 }
 
+/// The socket's file: which one it is, so that only our own is ever removed.
+#[derive(Debug)]
+pub struct Place {
+    path: PathBuf,
+    /// Device and inode.
+    file: (u64, u64),
+}
+
+impl Place {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            file: (metadata.dev(), metadata.ino()),
+        })
+    }
+
+    /// Removes the file, unless another one stands at its path by now.
+    pub fn clear(&self) {
+        if Self::of(&self.path).is_ok_and(|now| now.file == self.file) {
+            // A stale path would only make the next start look twice.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 /// Makes the socket.
 ///
 /// # Errors
 /// See [`ListenError`]. Whatever stands at the path is left alone, unless it is a socket that nobody listens on.
-pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
+pub fn bind(settings: &Settings) -> Result<(UnixListener, Place), ListenError> {
     let path = &settings.socket;
     let failed = |doing| {
         move |source| ListenError::Io {
@@ -72,7 +105,18 @@ pub fn bind(settings: &Settings) -> Result<UnixListener, ListenError> {
     let made = UnixListener::bind(&egg)
         .and_then(|listener| fs::set_permissions(&egg, Permissions::from_mode(SOCKET_MODE)).map(|()| listener))
         .and_then(|listener| std::os::unix::fs::chown(&egg, None, settings.socket_gid).map(|()| listener))
-        .and_then(|listener| fs::rename(&egg, path).map(|()| listener));
+        .and_then(|listener| {
+            Place::of(&egg).map(|found| {
+                (
+                    listener,
+                    Place {
+                        path: path.clone(),
+                        ..found
+                    },
+                )
+            })
+        })
+        .and_then(|made| fs::rename(&egg, path).map(|()| made));
     let _ = fs::remove_dir_all(&nest);
     made.map_err(failed("listen on"))
 }
@@ -119,28 +163,55 @@ fn check_place(path: &Path) -> Result<(), ListenError> {
 /// Accepts connections for as long as the process lives. Nothing that a client does ends it.
 pub async fn accept(agent: Arc<Agent>, listener: UnixListener) {
     let connections = Arc::new(Connections::default());
+    let connections_max = affordable(agent.settings.connections_max);
     let mut next_id: u64 = 0;
+    let mut complained: Option<Instant> = None;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
                 next_id += 1;
-                welcome(&agent, &connections, next_id, stream);
+                welcome(&agent, &connections, connections_max, next_id, stream);
             }
             Err(error) => {
-                agent.metrics.accept_errors.inc();
-                tracing::warn!(%error, open = connections.len(), "cannot accept a connection; closing the longest idle one");
-                connections.close_idlest();
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                agent.metrics.socket.accept_errors.inc();
+                let is_short = is_shortage(&error);
+                if complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
+                    complained = Some(Instant::now());
+                    tracing::warn!(%error, open = connections.len(), is_short, "cannot accept a connection; when something is short the longest idle one is closed");
+                }
+                if is_short {
+                    connections.close_idlest();
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
-        agent
-            .metrics
-            .connections
-            .set(i64::try_from(connections.len()).unwrap_or(i64::MAX));
     }
 }
 
-fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, id: u64, stream: UnixStream) {
+/// As many connections as wanted, but never so many that the agent itself is left without descriptors.
+fn affordable(wanted: usize) -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    let limit =
+        getrlimit(Resource::RLIMIT_NOFILE).map_or(usize::MAX, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
+    let affordable = limit.saturating_sub(DESCRIPTORS_KEPT).max(CONNECTIONS_MIN);
+    if affordable < wanted {
+        tracing::warn!(
+            limit,
+            wanted,
+            connections_max = affordable,
+            "the descriptor limit allows fewer connections than configured"
+        );
+    }
+    wanted.min(affordable)
+}
+
+/// Whether `accept` failed for want of descriptors or memory, and not because of the one client.
+fn is_shortage(error: &io::Error) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM))
+}
+
+fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, connections_max: usize, id: u64, stream: UnixStream) {
     let caller = match stream.peer_cred() {
         Ok(caller) => caller,
         Err(error) => {
@@ -159,15 +230,21 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, id: u64, stream: 
     if !is_allowed {
         agent
             .metrics
+            .socket
             .connections_closed
             .with_label_values(&["not allowed"])
             .inc();
         tracing::warn!(%origin, "a caller that is not in allowed_uids or allowed_gids was turned away");
         return;
     }
-    while connections.len() >= settings.connections_max {
+    while connections.len() >= connections_max {
         if !connections.close_idlest() {
-            agent.metrics.connections_closed.with_label_values(&["too many"]).inc();
+            agent
+                .metrics
+                .socket
+                .connections_closed
+                .with_label_values(&["too many"])
+                .inc();
             tracing::warn!(%origin, "every connection is busy; a new one was turned away");
             return;
         }

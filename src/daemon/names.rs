@@ -30,6 +30,8 @@ const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 
 struct Known {
     ip: Option<IpAddr>,
+    asked_at: Instant,
+    /// When the answer has expired.
     ask_at: Instant,
 }
 
@@ -47,7 +49,7 @@ pub async fn keep_fresh(agent: Arc<Agent>) {
             let silent_again = silent.contains(&name)
                 && known
                     .get(&name)
-                    .is_some_and(|known| known.ask_at > Instant::now() + ASK_AGAIN.0);
+                    .is_some_and(|known| known.asked_at.elapsed() > ASK_AGAIN.0);
             if due || silent_again {
                 let lookup = lookup.get_or_insert_with(Lookup::of_host);
                 changed |= ask(lookup, name, &mut known).await;
@@ -91,6 +93,7 @@ async fn ask(lookup: &Lookup, name: DnsName, known: &mut BTreeMap<DnsName, Known
         name,
         Known {
             ip,
+            asked_at: Instant::now(),
             ask_at: Instant::now() + again,
         },
     );

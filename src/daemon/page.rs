@@ -84,7 +84,10 @@ fn answer(agent: &Agent, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n".into());
     }
     match request.uri().path() {
-        "/metrics" => text(StatusCode::OK, agent.metrics.render(agent)),
+        "/metrics" => text(
+            StatusCode::OK,
+            agent.metrics.render(agent.document().generation(), &agent.view.read()),
+        ),
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" if agent.view.read().progress.ready => text(StatusCode::OK, "ready\n".into()),
         "/readyz" => text(

@@ -81,7 +81,9 @@ fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
 
 /// The candidates that are known without asking anybody: the host's own addresses with the device's port.
 pub async fn nat_status(agent: &Agent) -> NatStatus {
-    let Some(port) = agent.document().overlay().map(|overlay| overlay.port) else { return NatStatus::default() };
+    let Some(port) = agent.document().overlay().map(|overlay| overlay.port) else {
+        return NatStatus::default();
+    };
     let addresses = match platform::host_addresses(agent.mark).await {
         Ok(addresses) => addresses,
         Err(error) => {
@@ -95,7 +97,11 @@ pub async fn nat_status(agent: &Agent) -> NatStatus {
         priority: HOST_PRIORITY,
     };
     let candidates = addresses.into_iter().map(candidate).collect();
-    NatStatus { candidates, peers: Vec::new(), last_refresh: agent.clock.now().unix.0 }
+    NatStatus {
+        candidates,
+        peers: Vec::new(),
+        last_refresh: agent.clock.now().unix.0,
+    }
 }
 
 /// The report of `overlayd status`: generations, conditions, trouble.

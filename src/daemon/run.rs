@@ -4,7 +4,7 @@
 //! caught from the first instruction on and always ends the process in time).
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     agent::{Agent, Stop},
     health::PeerHealth,
-    listen::{self, ListenError},
+    listen::{self, ListenError, Place},
     metrics::Metrics,
     names, page,
     settings::Settings,
@@ -42,6 +42,9 @@ use crate::{
 
 /// A stop that takes longer is ended the hard way; everything acknowledged is durable by then (B3).
 const STOPPED_WITHIN: Duration = Duration::from_millis(1500);
+
+/// Time between two looks at the peers' handshakes and counters.
+const GLANCE_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the agent did not start. Nothing was changed on the node.
 #[derive(Debug, thiserror::Error)]
@@ -68,19 +71,19 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     tokio::select! {
         biased;
         () = signals.end() => Ok(()),
-        started = start(settings) => match started? {
-            Running { agent, committer } => {
-                signals.until_stopped(&agent).await;
-                stop(agent, committer);
-                Ok(())
-            }
-        },
+        started = start(settings) => {
+            let Running { agent, committer, place } = started?;
+            signals.until_stopped(&agent).await;
+            stop(committer, &place);
+            Ok(())
+        }
     }
 }
 
 struct Running {
     agent: Arc<Agent>,
     committer: Committer,
+    place: Place,
 }
 
 /// Signals are caught before anything else is done.
@@ -98,7 +101,7 @@ impl Signals {
             terminate: catch(SignalKind::terminate())?,
             interrupt: catch(SignalKind::interrupt())?,
             reload: catch(SignalKind::hangup())?,
-            resumed: catch(SignalKind::from_raw(nix::libc::SIGCONT))?,
+            resumed: catch(SignalKind::from_raw(libc::SIGCONT))?,
         })
     }
 
@@ -135,18 +138,13 @@ fn look_again(agent: &Arc<Agent>) {
 
 async fn start(settings: Settings) -> Result<Running, RunError> {
     let clock = SystemClock;
-    let state_dir = settings.state_dir.clone();
-    let opened = tokio::task::spawn_blocking(move || open_store(&state_dir));
-    let (store, document, identity) = match opened.await {
-        Ok(opened) => opened?,
-        Err(panic) => return Err(RunError::Process("read the store", std::io::Error::other(panic))),
-    };
+    let (store, document, identity) = load(settings.state_dir.clone()).await?;
     let mark = Mark::of_instance(&identity);
     let generation = document.generation();
     let choice = data_plane(&settings);
     let kernel = NativeKernel::open(NativeOptions::new(mark, choice, settings.uapi_dir.clone()))
         .map_err(|error| RunError::Process("open the kernel's interfaces", error))?;
-    let listener = listen::bind(&settings)?;
+    let (listener, place) = listen::bind(&settings)?;
 
     let inbox = Arc::new(Inbox::default());
     let latecomer: Arc<OnceLock<Arc<Agent>>> = Arc::new(OnceLock::new());
@@ -182,9 +180,10 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), generation, %mark, socket = %agent.settings.socket.display(), "started");
     let overruns = {
         let agent = agent.clone();
-        Arc::new(move || agent.metrics.netlink_overruns.inc())
+        Arc::new(move || agent.metrics.reconcile.netlink_overruns.inc())
     };
     let options = RuntimeOptions {
+        glance_every: GLANCE_EVERY,
         resync_every,
         jitter_seed: u64::from(mark.link_group()),
     };
@@ -199,11 +198,23 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tokio::spawn(names::keep_fresh(agent.clone()));
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
-    tokio::spawn(tell_service_manager(agent.clone()));
-    Ok(Running { agent, committer })
+    tokio::spawn(tell_systemd(agent.clone()));
+    Ok(Running {
+        agent,
+        committer,
+        place,
+    })
 }
 
-/// Opens or makes the store and reads the document. Runs on a thread of its own: disks may be slow.
+/// Reads the store on a thread of its own: disks may be slow, and a signal must not wait for one.
+async fn load(state_dir: PathBuf) -> Result<(DiskStore, Document, String), RunError> {
+    match tokio::task::spawn_blocking(move || open_store(&state_dir)).await {
+        Ok(opened) => opened,
+        Err(panic) => Err(RunError::Process("read the store", std::io::Error::other(panic))),
+    }
+}
+
+/// Opens or makes the store and reads the document.
 fn open_store(state_dir: &Path) -> Result<(DiskStore, Document, String), RunError> {
     // Drawn before the store is opened and used only when there is none yet: the key is made once and kept.
     let mut bytes = [0; 32];
@@ -248,7 +259,7 @@ fn announce(inbox: Arc<Inbox>, agent: Arc<OnceLock<Arc<Agent>>>) -> crate::desir
         if let Some(agent) = agent.get()
             && group.iter().any(|committed| committed.changed)
         {
-            agent.metrics.fsync_seconds.observe(flush.as_secs_f64());
+            agent.metrics.reconcile.fsync_seconds.observe(flush.as_secs_f64());
         }
         for committed in group {
             inbox.announce(&committed.touched, committed.generation, at);
@@ -261,7 +272,7 @@ fn after_round(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(Fin
     let mut health = PeerHealth::default();
     let mut settled = agent.document().settled();
     move |finished: Finished<'_>| {
-        agent.metrics.round(&finished);
+        agent.metrics.reconcile.round(&finished);
         let progress = agent.view.read().progress;
         covered.send_replace(progress.covered);
         if finished.round.blind.is_none() && progress.covered > settled && knows_every_endpoint(&agent) {
@@ -331,7 +342,7 @@ fn log_round(finished: &Finished<'_>) {
 }
 
 /// Tells systemd when the agent is ready and, where it asks for it, that it is alive: only while rounds end.
-async fn tell_service_manager(agent: Arc<Agent>) {
+async fn tell_systemd(agent: Arc<Agent>) {
     while !agent.view.read().progress.ready {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -363,16 +374,14 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn stop(agent: Arc<Agent>, committer: Committer) {
+fn stop(committer: Committer, place: &Place) {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    let socket = agent.settings.socket.clone();
     std::thread::spawn(|| {
         std::thread::sleep(STOPPED_WITHIN);
         tracing::warn!("the stop took too long and is cut short; everything acknowledged is durable");
         std::process::exit(0);
     });
-    // Nobody is listening any more; a stale path would only make the next start look twice.
-    let _ = std::fs::remove_file(&socket);
+    place.clear();
     committer.stop();
     tracing::info!("stopped");
 }

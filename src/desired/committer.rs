@@ -22,9 +22,9 @@ use super::{
     Document, Edit, Grant, Refusal, Touched,
     edit::{Change, consider},
     record::Mutation,
-    store::{Entry, Store, StoreError, Write},
+    store::{Entry, Store, Write},
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, failure::with_causes};
 
 /// Edits that share one flush at most: bounds the work between two replies.
 const GROUP_MAX: usize = 256;
@@ -32,6 +32,8 @@ const GROUP_MAX: usize = 256;
 const QUEUE_MAX: usize = 1024;
 /// Pause of a sender that found the queue full.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(1);
+/// Edits after which the store tidies up even when it is never quiet: its journal is only trimmed then.
+const TIDY_AFTER: usize = 2000;
 /// Quiet time after which the store may tidy up without a client waiting behind it.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -63,7 +65,7 @@ pub type Listener = Box<dyn Fn(&[Committed], Duration) + Send>;
 
 enum Order {
     Edit {
-        edit: Edit,
+        edit: Box<Edit>,
         origin: String,
         reply: oneshot::Sender<Result<Committed, EditError>>,
     },
@@ -139,7 +141,11 @@ impl Editor {
     /// Only [`EditError::Stopping`]; every other answer comes from the [`Submission`].
     pub async fn enqueue(&self, edit: Edit, origin: String) -> Result<Submission, EditError> {
         let (reply, answer) = oneshot::channel();
-        let mut order = Order::Edit { edit, origin, reply };
+        let mut order = Order::Edit {
+            edit: Box::new(edit),
+            origin,
+            reply,
+        };
         // The queue is full only under a flood; giving way here slows the flood and nobody else.
         loop {
             match self.orders.try_send(order) {
@@ -197,12 +203,12 @@ struct Accepted {
 
 impl Desk {
     fn run(mut self, inbox: &Receiver<Order>) {
-        let mut untidy = false;
+        let mut untidy = 0;
         loop {
             let first = match inbox.recv_timeout(IDLE) {
                 Ok(order) => order,
                 Err(RecvTimeoutError::Timeout) => {
-                    if std::mem::take(&mut untidy) {
+                    if std::mem::take(&mut untidy) > 0 {
                         self.tidy();
                     }
                     continue;
@@ -216,12 +222,21 @@ impl Desk {
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }
             }
-            untidy = true;
+            untidy += orders.len();
             if self.group(orders) {
                 break;
             }
+            if untidy >= TIDY_AFTER {
+                untidy = 0;
+                self.tidy();
+            }
         }
-        self.tidy();
+        if let Err(error) = self.store.close() {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the store was not tidied; the next start does it"
+            );
+        }
     }
 
     fn tidy(&mut self) {
@@ -240,6 +255,7 @@ impl Desk {
         let mut undo = Vec::new();
         let mut mutations = Vec::new();
         let mut accepted = Vec::new();
+        let mut refused = Vec::new();
         let mut settled = None;
         let before = self.staged.generation();
         for order in orders {
@@ -248,7 +264,7 @@ impl Desk {
                 Order::Settle(generation) => settled = settled.max(Some(generation)),
                 Order::Edit { edit, origin, reply } => {
                     match consider(&self.staged, &edit, self.staged.generation() + 1) {
-                        Err(refusal) => drop(reply.send(Err(refusal.into()))),
+                        Err(refusal) => refused.push((reply, EditError::from(refusal))),
                         Ok(change) => {
                             let committed = self.stage(change, origin, &mut entries, &mut undo, &mut mutations);
                             accepted.push(Accepted { committed, reply });
@@ -257,7 +273,12 @@ impl Desk {
                 }
             }
         }
-        self.keep(before, &entries, undo, &mutations, accepted);
+        let kept = self.keep(before, &entries, undo, &mutations, accepted);
+        for (reply, refusal) in refused {
+            // It may rest on an edit of this group that is not there after all.
+            let answer = kept.clone().map_err(EditError::NotKept).and(Err(refusal));
+            let _ = reply.send(answer);
+        }
         if let Some(generation) = settled
             && let Err(error) = self.store.settle(generation)
         {
@@ -305,6 +326,7 @@ impl Desk {
         }
     }
 
+    /// Makes the group durable, publishes it and answers its edits; or takes it back and says why.
     fn keep(
         &mut self,
         before: u64,
@@ -312,7 +334,7 @@ impl Desk {
         undo: Vec<Vec<Mutation>>,
         mutations: &[(u64, Vec<Mutation>)],
         accepted: Vec<Accepted>,
-    ) {
+    ) -> Result<(), String> {
         let started = self.clock.now().instant;
         if !entries.is_empty()
             && let Err(error) = self.store.commit(entries)
@@ -325,11 +347,11 @@ impl Desk {
             for inverse in undo.into_iter().rev() {
                 self.staged.absorb(before, &inverse);
             }
-            let why = describe(&error);
+            let why = with_causes(&error);
             for Accepted { reply, .. } in accepted {
                 let _ = reply.send(Err(EditError::NotKept(why.clone())));
             }
-            return;
+            return Err(why);
         }
         let flush = self.clock.now().instant.duration_since(started);
         if !mutations.is_empty() {
@@ -349,6 +371,7 @@ impl Desk {
             // The client may have gone away; its edit stands.
             let _ = reply.send(Ok(committed));
         }
+        Ok(())
     }
 }
 
@@ -357,16 +380,4 @@ fn write(mutation: &Mutation) -> Write {
         key: mutation.key.to_string(),
         value: mutation.record.as_ref().map(super::record::Record::encode),
     }
-}
-
-/// An error and its causes on one line.
-fn describe(error: &StoreError) -> String {
-    let mut text = error.to_string();
-    let mut cause: Option<&dyn std::error::Error> = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

@@ -27,7 +27,7 @@ pub struct Lookup {
 impl Lookup {
     /// A host without a usable resolver configuration resolves nothing; that is a state, not a failure to start.
     pub fn of_host() -> Self {
-        let built = TokioResolver::builder_tokio().and_then(|builder| builder.build());
+        let built = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
         match built {
             Ok(resolver) => Self {
                 resolver: Some(resolver),

@@ -29,9 +29,15 @@ pub enum Outcome {
 pub async fn apply<K: Kernel>(kernel: &mut K, steps: &[Step]) -> Vec<Outcome> {
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(steps.len());
     let mut undone = Undone::default();
+    // A kernel or a device that does not answer would cost its time limit again for every step that is left (B1).
+    let mut hung: Option<Key> = None;
     while outcomes.len() < steps.len() {
         let rest = &steps[outcomes.len()..];
         let first = &rest[0].action;
+        if let Some(cause) = &hung {
+            outcomes.push(Outcome::Skipped(cause.clone()));
+            continue;
+        }
         if let Some(cause) = undone.cause(first) {
             outcomes.push(Outcome::Skipped(cause.clone()));
             undone.note(first);
@@ -51,6 +57,9 @@ pub async fn apply<K: Kernel>(kernel: &mut K, steps: &[Step]) -> Vec<Outcome> {
                 Ok(()) => outcomes.push(Outcome::Done),
                 Err(error) => {
                     undone.note(&step.action);
+                    if let ActionError::Timeout(_) = error {
+                        hung = Some(step.action.key().clone());
+                    }
                     outcomes.push(Outcome::Failed(error));
                 }
             }

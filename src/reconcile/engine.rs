@@ -69,6 +69,13 @@ impl SharedView {
     }
 }
 
+/// How much of the node a full round looks at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Node,
+    Peers,
+}
+
 /// What one round did, for the log and the metrics.
 #[derive(Debug, Clone, Default)]
 pub struct Round {
@@ -152,8 +159,22 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             Scope::Keys(keys) if self.trusted && keys.iter().all(|key| key.subsystem() == Subsystem::Peer) => {
                 self.scoped_round(keys).await
             }
-            Scope::Keys(_) | Scope::Everything => self.full_round().await,
+            Scope::Keys(_) | Scope::Everything => self.full_round(Look::Node).await,
         };
+        self.record(&mut round);
+        round
+    }
+
+    /// A full round that looks at WireGuard only and takes the rest from the cache: peers change without a sign, and their
+    /// handshakes and counters are what people ask for.
+    pub async fn glance(&mut self) -> Round {
+        let look = if self.trusted { Look::Peers } else { Look::Node };
+        let mut round = self.full_round(look).await;
+        self.record(&mut round);
+        round
+    }
+
+    fn record(&mut self, round: &mut Round) {
         let mut view = self.view.write();
         view.progress.rounds += 1;
         view.progress.in_sync = round.in_sync;
@@ -165,7 +186,6 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         if round.blind.is_none() {
             round.again_at = round.again_at.into_iter().chain(view.ledger.next_due()).min();
         }
-        round
     }
 
     /// Every edit up to `generation` was part of a round that has finished.
@@ -179,12 +199,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     /// What a full round would do now. Changes nothing, not even the cache.
     pub async fn inspect(&mut self) -> Result<Diff, String> {
-        let interest = self.interest();
-        let observation = self
-            .kernel
-            .observe(&interest)
-            .await
-            .map_err(|error| error.to_string())?;
+        let observation = self.observe().await?;
         let mut snapshot = Snapshot::default();
         snapshot.absorb(observation);
         let now = self.clock.now();
@@ -196,18 +211,19 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     /// What is on the node now, in the places that the document is about. Changes nothing, not even the cache.
     pub async fn observe(&mut self) -> Result<Observation, String> {
-        let interest = self.interest();
+        let interest = self.interest(Look::Node);
         self.kernel.observe(&interest).await.map_err(|error| error.to_string())
     }
 
-    async fn full_round(&mut self) -> Round {
+    async fn full_round(&mut self, first: Look) -> Round {
         let mut round = Round {
             full: true,
             ..Round::default()
         };
         for pass in 0..PASSES_MAX {
             let looked_at = self.clock.now();
-            let seen = self.look().await;
+            // What a change did is looked at with everything around it.
+            let seen = self.look(if pass == 0 { first } else { Look::Node }).await;
             let elapsed = self.clock.now().instant.duration_since(looked_at.instant);
             if pass == 0 {
                 round.observe += elapsed
@@ -320,24 +336,30 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         keys.extend(others);
     }
 
-    async fn look(&mut self) -> Result<(), String> {
-        let interest = self.interest();
+    async fn look(&mut self, look: Look) -> Result<(), String> {
+        let interest = self.interest(look);
         let observation = self
             .kernel
             .observe(&interest)
             .await
             .map_err(|error| error.to_string())?;
         let mut view = self.view.write();
-        view.snapshot.distrust();
+        if look == Look::Node {
+            view.snapshot.distrust();
+        }
         view.snapshot.absorb(observation);
         Ok(())
     }
 
-    fn interest(&self) -> Interest {
+    fn interest(&self, look: Look) -> Interest {
         let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
         let (links, keys) = places(&document, &self.facts);
+        let subsystems = match look {
+            Look::Node => Subsystem::ALL.into_iter().collect(),
+            Look::Peers => [Subsystem::Device, Subsystem::Peer].into_iter().collect(),
+        };
         Interest {
-            subsystems: Subsystem::ALL.into_iter().collect(),
+            subsystems,
             links,
             keys,
         }

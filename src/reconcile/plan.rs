@@ -261,7 +261,8 @@ impl Planner<'_> {
         let is_made = || self.target.wants(&link).is_some() && self.snapshot.is_whole(Subsystem::Link);
         match self.snapshot.find(&link).map(|seen| &seen.owner) {
             Some(Owner::Ours) => None,
-            None if is_made() => None,
+            // What was seen stands on its link, whatever the dump of links shows.
+            None if is_made() || self.snapshot.find(key).is_some() => None,
             Some(Owner::Stranger(_)) | None => Some(Withheld::WaitsFor(link)),
         }
     }
@@ -335,8 +336,8 @@ pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
         }
         (Spec::Sysctl(from), Spec::Sysctl(to)) => field("value", from.to_string(), to.to_string()),
         (Spec::Device(from), Spec::Device(to)) => {
-            let public = |device: &DeviceSpec| device.key.public.map_or("none".into(), |key| key.to_string());
-            field("public_key", public(from), public(to));
+            let key = |device: &DeviceSpec| device.key.public.map_or("none".into(), |key| key.to_string());
+            field("public_key", key(from), key(to));
             field("listen_port", from.listen_port.to_string(), to.listen_port.to_string());
             field("fwmark", from.fwmark.to_string(), to.fwmark.to_string());
         }

@@ -117,6 +117,8 @@ enum Work {
         woken_at: Instant,
         cause: &'static str,
     },
+    /// A look at the peers only.
+    Glance,
     Command(Command),
 }
 
@@ -127,6 +129,9 @@ struct Scheduler {
     commands: mpsc::Receiver<Command>,
     resync_every: Duration,
     jitter: u64,
+    glance_every: Duration,
+    /// When the peers are to be looked at.
+    glance_at: Instant,
     /// When the next full round is due, what for, and when it was first asked for.
     due: Due,
     /// A command was the last work that was handed out: a round that waits is next, so that neither starves the other.
@@ -199,7 +204,11 @@ impl Scheduler {
             if let Some(round) = self.waiting_round() {
                 return Poll::Ready(Some(round));
             }
-            self.timer.as_mut().reset(self.due.at.into());
+            if self.glance_at <= now() {
+                self.glance_at = now() + self.glance_every;
+                return Poll::Ready(Some(Work::Glance));
+            }
+            self.timer.as_mut().reset(self.due.at.min(self.glance_at).into());
             if self.timer.poll_unpin(cx).is_pending() {
                 return Poll::Pending;
             }
@@ -262,6 +271,8 @@ pub struct Finished<'a> {
 pub struct RuntimeOptions {
     /// Time between two full looks at the node when nothing happens.
     pub resync_every: Duration,
+    /// Time between two looks at the peers: no kernel tells when a peer changes, and a status is no older than this.
+    pub glance_every: Duration,
     /// Seed of the spread of `resync_every`; not zero.
     pub jitter_seed: u64,
 }
@@ -295,6 +306,8 @@ pub async fn run<K: Kernel, C: Clock>(
             cause: "start",
             woken_at: started,
         },
+        glance_every: options.glance_every,
+        glance_at: started + options.glance_every,
         after_command: false,
         overruns,
         timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
@@ -326,6 +339,17 @@ pub async fn run<K: Kernel, C: Clock>(
                     since_woken: lag(woken_at),
                 });
             }
+            Work::Glance => {
+                let begun = now();
+                let round = engine.glance().await;
+                follow_up(&mut scheduler, &round);
+                finished(Finished {
+                    round: &round,
+                    cause: "glance",
+                    lags: Vec::new(),
+                    since_woken: now() - begun,
+                });
+            }
             Work::Command(command) => obey(&mut engine, &mut scheduler, command, &mut finished).await,
         }
     }
@@ -335,12 +359,12 @@ fn conclude(scheduler: &mut Scheduler, round: &Round) {
     if round.full {
         scheduler.rewind();
     }
+    follow_up(scheduler, round);
+}
+
+fn follow_up(scheduler: &mut Scheduler, round: &Round) {
     if let Some(at) = round.again_at {
         scheduler.require(at, "retry");
-    }
-    if !round.full && !round.drift.is_empty() {
-        // Who changed one thing may have changed others that give no sign (peers do not).
-        scheduler.require(now(), "drift");
     }
 }
 

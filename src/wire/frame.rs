@@ -142,7 +142,7 @@ fn is_json(body: &[u8]) -> bool {
 }
 
 fn is_request(body: &[u8]) -> Result<(), String> {
-    match read::<KindOnly>(body).map(|head| head.frame).as_deref() {
+    match read::<KindOnly<'_>>(body).map(|head| head.frame).as_deref() {
         Some("request") => Ok(()),
         Some(kind @ ("response" | "event")) => Err(format!(
             "a frame of kind {kind:?} was sent to overlayd, which takes requests only"

@@ -28,8 +28,11 @@ struct Shelf {
     refuses: Arc<AtomicBool>,
     settled: Arc<AtomicU64>,
     /// While it is set a commit waits for one message before it returns.
-    gate: Arc<Mutex<Option<(mpsc::Sender<()>, mpsc::Receiver<()>)>>>,
+    gate: Arc<Mutex<Option<GateInside>>>,
 }
+
+/// The store's ends of a gate.
+type GateInside = (mpsc::Sender<()>, mpsc::Receiver<()>);
 
 /// The test's ends of a gate: a message that a commit has begun, and the word that lets it end.
 struct Gate {
@@ -75,6 +78,10 @@ impl Store for Shelf {
 
     fn tidy(&mut self) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        self.tidy()
     }
 }
 
@@ -217,6 +224,31 @@ fn edits_that_build_on_one_that_could_not_be_kept_are_not_kept_either() {
     shelf.refuses.store(false, Ordering::SeqCst);
     assert_eq!(submit(&committer, Edit::SetNodeId(5)).unwrap(), before.generation() + 1);
     assert!(published(&committer).peers().is_empty());
+}
+
+#[test]
+fn a_refusal_that_rests_on_an_edit_that_could_not_be_kept_is_not_given() {
+    let (committer, shelf, _) = start(document(1));
+    let gate = shelf.close_gate();
+    let editor = committer.editor();
+    let submit = |edit| Box::pin(editor.submit(edit, "test".into()));
+    let mut first = submit(Edit::SetNodeId(1));
+    assert!(first.as_mut().now_or_never().is_none());
+    gate.begun.recv().unwrap();
+    let mut removal = submit(Edit::RemovePeer(peer_key(1)));
+    let mut addition = submit(Edit::EnsureAllowedIp {
+        peer: peer_key(1),
+        allowed_ip: cidr("10.9.0.0/24"),
+    });
+    assert!(removal.as_mut().now_or_never().is_none() && addition.as_mut().now_or_never().is_none());
+    shelf.refuses.store(true, Ordering::SeqCst);
+    gate.go.send(()).unwrap();
+    assert!(block_on(removal).is_err());
+    let answer = block_on(addition);
+    assert!(
+        matches!(answer, Err(EditError::NotKept(_))),
+        "the peer is still there, and a refusal is never tried again: {answer:?}"
+    );
 }
 
 #[test]

@@ -117,8 +117,10 @@ fn peers_that_are_added_together_travel_together() {
     assert_eq!(world.kernel.calls(), 2 + 6);
 }
 
-/// What somebody does to the node, and which object has to be mended for it.
-fn disturbances() -> Vec<(&'static str, Key, fn(&World))> {
+/// What somebody does to the node: in words, the object that has to be mended for it, and the deed.
+type Disturbance = (&'static str, Key, fn(&World));
+
+fn disturbances() -> Vec<Disturbance> {
     vec![
         ("link deleted", link(), |w| w.remove(&link())),
         ("address deleted", address(), |w| w.remove(&address())),

@@ -24,6 +24,7 @@ const ROOMS: &[Place] = &[
     place("ids", 0, "ids"),
     place("secret", 0, "secret"),
     place("clock", 0, "clock"),
+    place("failure", 0, "failure"),
     place("object", 1, "object"),
     place("action", 1, "action"),
     place("wire", 2, "wire"),

@@ -11,6 +11,7 @@ mod properties;
 mod runtime;
 mod script;
 mod scripts;
+mod secrets;
 mod source;
 mod wire;
 mod world;

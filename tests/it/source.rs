@@ -28,7 +28,7 @@ impl Source {
     }
 }
 
-/// Every Rust file below `src/`, sorted by path.
+/// Every Rust file below `src/`, sorted by path. A folder named `tests` holds the body of a `#[cfg(test)] mod tests` and is left out.
 pub fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = Vec::new();
@@ -47,6 +47,9 @@ pub fn sources() -> Vec<Source> {
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() && path.ends_with("tests") {
+            continue;
+        }
         if path.is_dir() {
             collect(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {

@@ -208,7 +208,7 @@ fn every_variant_has_a_golden_file() {
     each_has_a_golden("agent-request", AgentRequest::OPS, |name, text| {
         match agent_frame_of(name, text) {
             AgentFrame::Request { request, .. } => (request.op(), request),
-            other => panic!("{name}: {other:?}"),
+            other @ AgentFrame::Response { .. } => panic!("{name}: {other:?}"),
         }
     });
     each_has_a_golden(
@@ -216,7 +216,7 @@ fn every_variant_has_a_golden_file() {
         AgentResponse::RESULTS,
         |name, text| match agent_frame_of(name, text) {
             AgentFrame::Response { response, .. } => (response.result(), response),
-            other => panic!("{name}: {other:?}"),
+            other @ AgentFrame::Request { .. } => panic!("{name}: {other:?}"),
         },
     );
 }

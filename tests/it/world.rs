@@ -11,7 +11,7 @@ use overlayd::{
     clock::{Clock, Now, UnixTime},
     desired::{Change, Document, Edit, Mutation, OverlayRequest, PeerRequest, Record, RecordKey, Touched, consider},
     ids::{Cidr, IfName, WgPublicKey},
-    object::{EndpointSpec, Key, LinkKind, LinkSpec, Mark, PeerSpec, Spec},
+    object::{EndpointSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec, Spec},
     observed::{Observed, Snapshot},
     platform::sim::SimKernel,
     reconcile::{
@@ -94,7 +94,7 @@ pub fn document(peers: u16) -> Document {
     let mut document = Document::default();
     let own = Mutation {
         key: RecordKey::NodeKey,
-        record: Some(Record::NodeKey(node_key())),
+        record: Some(Record::NodeKey(KeyPair::from_private(node_key()))),
     };
     document.absorb(1, &[own]);
     edit(&mut document, &Edit::EnsureOverlay(overlay()));
@@ -153,7 +153,7 @@ impl World {
         let mut world = Self::new(peers);
         let round = world.round();
         assert!(round.in_sync, "{round:?}");
-        world.kernel.node(|node| node.forget_journal());
+        world.kernel.node(overlayd::platform::sim::SimNode::forget_journal);
         world
     }
 
@@ -232,10 +232,6 @@ impl World {
     pub fn journal(&self) -> Vec<String> {
         let line = |action: &overlayd::action::Action| format!("{} {}", action.verb(), action.key());
         self.kernel.node(|node| node.journal().iter().map(line).collect())
-    }
-
-    pub fn forget(&self) {
-        self.kernel.node(|node| node.forget_journal());
     }
 }
 

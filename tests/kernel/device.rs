@@ -263,7 +263,7 @@ fn firewall_marks_and_ports_change_while_packets_flow() {
 fn a_port_that_is_taken_is_refused_and_the_device_lives_on() {
     isolated(|| {
         let (a, b) = pair();
-        let taken = a.node.run(|| std::net::UdpSocket::bind("0.0.0.0:40001")).unwrap();
+        let taken = a.node.run(|| UdpSocket::bind("0.0.0.0:40001")).unwrap();
         let change = DeviceChange {
             private_key: None,
             listen_port: Some(40_001),

@@ -43,7 +43,12 @@ static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs the body alone in fresh namespaces. Call it as the whole of a `#[test]`, with a closure.
 pub fn isolated<F: FnOnce()>(body: F) {
-    let path = std::any::type_name::<F>();
+    isolated_as::<F>(body);
+}
+
+/// The same for a closure that wraps the test's own, which is named by its type.
+pub fn isolated_as<Named>(body: impl FnOnce()) {
+    let path = std::any::type_name::<Named>();
     let path = path.split_once("::").map_or(path, |(_, rest)| rest);
     let name = path.strip_suffix("::{{closure}}").expect("isolated() takes a closure");
     if std::env::var_os(INSIDE).is_some() {
@@ -81,6 +86,13 @@ pub fn isolated<F: FnOnce()>(body: F) {
     {
         let _ = writeln!(stderr, "{line}");
     }
+    for line in text
+        .lines()
+        .filter_map(|line| Some(line.split_once("SKIPPED PART: ")?.1))
+    {
+        let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+        let _ = writeln!(stderr, "SKIPPED: {name}: {line} ({count} skipped so far)");
+    }
     if status.code() == Some(SKIP) {
         let reason = text
             .lines()
@@ -102,6 +114,11 @@ pub fn isolated<F: FnOnce()>(body: F) {
 pub fn skip(reason: &str) -> ! {
     println!("SKIP: {reason}");
     std::process::exit(SKIP);
+}
+
+/// Says that a part of the test is not possible here, and goes on. Only inside [`isolated`].
+pub fn skip_part(reason: &str) {
+    println!("SKIPPED PART: {reason}");
 }
 
 fn child_for(name: &str) -> Command {

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeSet,
     fs::File,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    io::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     os::fd::AsRawFd,
     path::PathBuf,
     sync::mpsc::{Receiver, channel},
@@ -32,7 +33,7 @@ use rtnetlink::{
     packet_route::{
         RouteNetlinkMessage,
         link::{LinkAttribute, LinkMessage},
-        route::{RouteAttribute, RouteHeader, RouteProtocol, RouteType},
+        route::{RouteHeader, RouteProtocol},
     },
 };
 
@@ -50,8 +51,9 @@ fn other_mark() -> Mark {
     Mark::of_instance("/var/lib/overlayd-other")
 }
 
+#[expect(clippy::explicit_write, reason = "println! is shown only for tests that fail")]
 fn skipped(test: &str, reason: &str) {
-    println!("SKIPPED: {test}: {reason}");
+    writeln!(std::io::stdout(), "SKIPPED: {test}: {reason}").unwrap();
 }
 
 /// Runs a test on a thread of its own in a new network namespace.

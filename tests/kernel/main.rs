@@ -4,6 +4,9 @@
 
 #![cfg(target_os = "linux")]
 
+mod agent;
+mod agent_process;
+mod demo;
 mod device;
 mod device_life;
 mod device_scale;
@@ -13,3 +16,4 @@ mod overlay;
 mod overlay_node;
 mod overlay_ping;
 mod tunnel;
+mod witness;

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::story;
 use crate::{
-    cli::args::{Outcome, print},
+    cli::outcome::{Outcome, print},
     platform::lab,
 };
 
@@ -30,7 +30,9 @@ pub fn demo(arguments: &DemoArguments) -> Outcome {
         return inside(arguments);
     }
     let started = Instant::now();
-    print("overlayd demonstration: two nodes, each in a network namespace of its own; nothing of this host is touched.\n");
+    print(
+        "overlayd demonstration: two nodes, each in a network namespace of its own; nothing of this host is touched.\n",
+    );
     lab::leave_the_host().map_err(|error| {
         format!(
             "this machine does not let this user make namespaces ({error}); run as root, or allow unprivileged user namespaces"
@@ -44,7 +46,10 @@ pub fn demo(arguments: &DemoArguments) -> Outcome {
     }
     let status = command.status()?;
     if status.success() {
-        print(&format!("\nAll of it worked, in {:.1} s. Nothing is left behind.\n", started.elapsed().as_secs_f64()));
+        print(&format!(
+            "\nAll of it worked, in {:.1} s. Nothing is left behind.\n",
+            started.elapsed().as_secs_f64()
+        ));
         return Ok(ExitCode::SUCCESS);
     }
     Err(format!("the demonstration failed ({status})").into())
@@ -52,7 +57,8 @@ pub fn demo(arguments: &DemoArguments) -> Outcome {
 
 /// The first process of the demonstration's pid namespace: when it ends, the kernel ends everything in it.
 fn inside(arguments: &DemoArguments) -> Outcome {
-    lab::furnish().map_err(|error| format!("this machine does not allow mounts in a namespace of one's own ({error})"))?;
+    lab::furnish()
+        .map_err(|error| format!("this machine does not allow mounts in a namespace of one's own ({error})"))?;
     let directory = match &arguments.keep {
         Some(keep) => keep.clone(),
         // In the tmpfs that `furnish` has mounted: it goes with the namespace.

@@ -120,7 +120,7 @@ impl Checkpoint {
                 let wanted = contents.clone();
                 guarded(move || {
                     let fresh = !path.join("db").exists();
-                    let db = open(&path)?;
+                    let db = open_in_place(&path)?;
                     let found = if fresh { Contents::default() } else { read(&db)? };
                     let changed = differing_keys(&found.records, &wanted.records);
                     let batch = batch_of(changed.iter().map(|k| (k, wanted.records.get(k))), &wanted);
@@ -165,12 +165,28 @@ fn batch_of<'a>(
 }
 
 fn open(path: &Path) -> Result<sled::Db, String> {
+    open_once(path).map_err(|e| format!("it does not open: {e}"))
+}
+
+/// The original. A child of ours between fork and exec still holds sled's lock when a store was closed and opened again, so an
+/// I/O error is tried again for half a second before the checkpoint is called bad.
+fn open_in_place(path: &Path) -> Result<sled::Db, String> {
     if !path.exists() {
         DirBuilder::new()
             .mode(0o700)
             .create(path)
             .map_err(|e| format!("it could not be created: {e}"))?;
     }
+    for _ in 0..10 {
+        match open_once(path) {
+            Err(sled::Error::Io(_)) => std::thread::sleep(Duration::from_millis(50)),
+            other => return other.map_err(|e| format!("it does not open: {e}")),
+        }
+    }
+    open(path)
+}
+
+fn open_once(path: &Path) -> sled::Result<sled::Db> {
     sled::Config::new()
         .path(path)
         .segment_size(SEGMENT_BYTES)
@@ -178,7 +194,6 @@ fn open(path: &Path) -> Result<sled::Db, String> {
         .flush_every_ms(None)
         .mode(sled::Mode::LowSpace)
         .open()
-        .map_err(|e| format!("it does not open: {e}"))
 }
 
 /// All records, checked against the manifest.

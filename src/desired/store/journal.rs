@@ -41,10 +41,19 @@ impl Journal {
         segment_bytes: u64,
     ) -> Result<Self, StoreError> {
         let dir = state_dir.join(JOURNAL);
-        disk.create_dir(&dir).map_err(|source| io_error("create", &dir, source))?;
-        disk.sync_dir(state_dir).map_err(|source| io_error("write", state_dir, source))?;
+        disk.create_dir(&dir)
+            .map_err(|source| io_error("create", &dir, source))?;
+        disk.sync_dir(state_dir)
+            .map_err(|source| io_error("write", state_dir, source))?;
         let (file, segment) = new_segment(&*disk, state_dir, first, joins, segment_bytes)?;
-        Ok(Self { disk, state_dir: state_dir.into(), segments: vec![segment], file, segment_bytes, stopped: false })
+        Ok(Self {
+            disk,
+            state_dir: state_dir.into(),
+            segments: vec![segment],
+            file,
+            segment_bytes,
+            stopped: false,
+        })
     }
 
     /// Goes on where a healthy scan ended. The caller has cut off what was torn.
@@ -57,7 +66,14 @@ impl Journal {
         let segments = scan.segments.clone();
         let path = segments.last().map(|s| s.path.clone()).unwrap_or_default();
         let file = disk.open(&path).map_err(|source| io_error("open", &path, source))?;
-        Ok(Self { disk, state_dir: state_dir.into(), segments, file, segment_bytes, stopped: false })
+        Ok(Self {
+            disk,
+            state_dir: state_dir.into(),
+            segments,
+            file,
+            segment_bytes,
+            stopped: false,
+        })
     }
 
     /// The last generation that is in it.
@@ -77,13 +93,20 @@ impl Journal {
         }
         for (entry, due) in entries.iter().zip(self.end() + 1..) {
             if entry.generation != due {
-                return Err(StoreError::OutOfOrder { last: due - 1, found: entry.generation });
+                return Err(StoreError::OutOfOrder {
+                    last: due - 1,
+                    found: entry.generation,
+                });
             }
         }
-        let Some(last) = entries.last().map(|e| e.generation) else { return Ok(()) };
+        let Some(last) = entries.last().map(|e| e.generation) else {
+            return Ok(());
+        };
         let frame = frame::encode(entries, settled)?;
         self.rotate_for(frame.len() as u64)?;
-        let Some(segment) = self.segments.last_mut() else { unreachable!("a journal has a segment from its first moment") };
+        let Some(segment) = self.segments.last_mut() else {
+            unreachable!("a journal has a segment from its first moment")
+        };
         let wrote = self.file.write_at(segment.len, &frame);
         let synced = wrote.as_ref().is_ok().then(|| self.file.sync());
         match (wrote, synced) {
@@ -103,7 +126,13 @@ impl Journal {
 
     /// Starts a segment at `first` although entries before it are missing here; the checkpoint has them.
     pub(super) fn jump_to(&mut self, first: u64) -> Result<(), StoreError> {
-        let (file, segment) = new_segment(&*self.disk, &self.state_dir, first, Joins::Checkpoint, self.segment_bytes)?;
+        let (file, segment) = new_segment(
+            &*self.disk,
+            &self.state_dir,
+            first,
+            Joins::Checkpoint,
+            self.segment_bytes,
+        )?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -118,10 +147,14 @@ impl Journal {
                 break;
             }
             let path = oldest.path.clone();
-            self.disk.remove(&path).map_err(|source| io_error("remove", &path, source))?;
+            self.disk
+                .remove(&path)
+                .map_err(|source| io_error("remove", &path, source))?;
             // Oldest first and each on the disk before the next: a power cut must not leave a hole in the middle.
             let dir = self.state_dir.join(JOURNAL);
-            self.disk.sync_dir(&dir).map_err(|source| io_error("write", &dir, source))?;
+            self.disk
+                .sync_dir(&dir)
+                .map_err(|source| io_error("write", &dir, source))?;
             total -= oldest.len;
             self.segments.remove(0);
             removed = true;
@@ -133,11 +166,19 @@ impl Journal {
     }
 
     fn rotate_for(&mut self, bytes: u64) -> Result<(), StoreError> {
-        let Some(segment) = self.segments.last() else { return Ok(()) };
+        let Some(segment) = self.segments.last() else {
+            return Ok(());
+        };
         if segment.last < segment.first || segment.len + bytes <= self.segment_bytes {
             return Ok(());
         }
-        let (file, segment) = new_segment(&*self.disk, &self.state_dir, segment.last + 1, Joins::Previous, self.segment_bytes)?;
+        let (file, segment) = new_segment(
+            &*self.disk,
+            &self.state_dir,
+            segment.last + 1,
+            Joins::Previous,
+            self.segment_bytes,
+        )?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -145,7 +186,9 @@ impl Journal {
 
     /// Cuts the file back to what it held before the failed append.
     fn give_back(&mut self, source: io::Error, stop: bool) -> Result<(), StoreError> {
-        let Some(segment) = self.segments.last() else { unreachable!("an append failed in some segment") };
+        let Some(segment) = self.segments.last() else {
+            unreachable!("an append failed in some segment")
+        };
         let undone = refill(&mut *self.file, segment.len, self.segment_bytes);
         if let Err(undo) = &undone {
             tracing::error!(path = %segment.path.display(), error = %undo, "journal could not be cut back after a failed write");
@@ -162,7 +205,9 @@ impl Journal {
     }
 
     fn stopped_error(&self) -> StoreError {
-        StoreError::Stopped { path: self.state_dir.display().to_string() }
+        StoreError::Stopped {
+            path: self.state_dir.display().to_string(),
+        }
     }
 }
 
@@ -201,7 +246,16 @@ fn new_segment(
         Ok(file)
     };
     match make() {
-        Ok(file) => Ok((file, Segment { path, first, last: first - 1, joins, len: header.len() as u64 })),
+        Ok(file) => Ok((
+            file,
+            Segment {
+                path,
+                first,
+                last: first - 1,
+                joins,
+                len: header.len() as u64,
+            },
+        )),
         Err(source) => {
             // A header without frames is harmless, half a header is read as an unfinished birth: removing it is tidiness.
             let _ = disk.remove(&path);

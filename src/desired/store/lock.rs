@@ -17,7 +17,14 @@ use super::port::StoreError;
 /// Held for as long as the value lives.
 #[derive(Debug)]
 pub struct DirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child between fork and exec has a copy of the descriptor, and the lock belongs to both.
+        let _ = self.file.unlock();
+    }
 }
 
 impl DirLock {
@@ -34,7 +41,7 @@ impl DirLock {
             .open(&path)
             .map_err(|source| io_error("open", &path, source))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
                 path: state_dir.display().to_string(),
             }),

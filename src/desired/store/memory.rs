@@ -169,4 +169,8 @@ impl Store for MemoryStore {
             }
         })
     }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        self.tidy()
+    }
 }

@@ -19,6 +19,7 @@ mod lock;
 mod memory;
 mod open;
 mod port;
+mod quarantine;
 mod recover;
 mod report;
 mod scan;

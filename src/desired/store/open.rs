@@ -17,11 +17,11 @@ use super::checkpoint::{Checkpoint, Look, remove_old_looks};
 use super::disk::{Disk, RealDisk, io_error, parent, replace};
 use super::export;
 use super::frame::Joins;
-use super::journal::{Journal, refill};
-use super::layout::{self, CREATING, FORMAT, PARTS, QUARANTINE, SLED};
+use super::journal::Journal;
+use super::layout::{self, CREATING, FORMAT, PARTS, SLED};
 use super::lock::DirLock;
 use super::port::{Contents, Entry, Store, StoreError, Write};
-use super::scan::Torn;
+use super::quarantine::{cut_off, set_aside};
 use super::survey::{Format, Rebuilt, Survey};
 use super::watermark::{Mark, Watermark};
 use crate::clock::UnixTime;
@@ -39,7 +39,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { segment_bytes: 1 << 20, history_bytes: 8 << 20, export_every: 1000 }
+        Self {
+            segment_bytes: 1 << 20,
+            history_bytes: 8 << 20,
+            export_every: 1000,
+        }
     }
 }
 
@@ -107,7 +111,13 @@ impl DiskStore {
             Format::Known => Self::load(disk, state_dir, limits, now, lock),
             Format::Unborn | Format::Newer(_) | Format::Unreadable | Format::Missing => {
                 let summary = "first start".to_owned();
-                let entry = Entry { generation: 1, at: now, origin: "overlayd".into(), summary, writes: first() };
+                let entry = Entry {
+                    generation: 1,
+                    at: now,
+                    origin: "overlayd".into(),
+                    summary,
+                    writes: first(),
+                };
                 Self::create(disk, state_dir, limits, &entry, lock)
             }
         }
@@ -134,9 +144,17 @@ impl DiskStore {
         first: &Entry,
         lock: DirLock,
     ) -> Result<Opened, StoreError> {
-        let mut contents = Contents { generation: first.generation - 1, ..Contents::default() };
-        let mut journal =
-            Journal::create(disk.clone(), state_dir, first.generation, Joins::Nothing, limits.segment_bytes)?;
+        let mut contents = Contents {
+            generation: first.generation - 1,
+            ..Contents::default()
+        };
+        let mut journal = Journal::create(
+            disk.clone(),
+            state_dir,
+            first.generation,
+            Joins::Nothing,
+            limits.segment_bytes,
+        )?;
         journal.append(std::slice::from_ref(first), 0)?;
         contents.apply(first);
         let watermark = Watermark::create(&*disk, state_dir, mark_of(&contents))?;
@@ -155,7 +173,11 @@ impl DiskStore {
             _lock: lock,
         };
         store.finish()?;
-        Ok(Opened { contents: store.contents.clone(), store, notes: Vec::new() })
+        Ok(Opened {
+            contents: store.contents.clone(),
+            store,
+            notes: Vec::new(),
+        })
     }
 
     pub(super) fn load(
@@ -170,7 +192,7 @@ impl DiskStore {
         let Rebuilt { contents, base } = survey.verdict().map_err(|what| damaged(state_dir, what))?;
         let mut notes = Vec::new();
         if let Some(torn) = &survey.scan.torn {
-            notes.push(cut_off(&*disk, state_dir, limits, now, torn)?);
+            notes.push(cut_off(&*disk, state_dir, limits.segment_bytes, now, torn)?);
         }
         let exported = survey.exported();
         let mut store = Self {
@@ -188,9 +210,13 @@ impl DiskStore {
             _lock: lock,
         };
         if let Look::Bad(what) | Look::Unseen(what) = &survey.look {
-            notes.push(format!("the checkpoint was not used: {what}; read from the {base} and the journal"));
+            notes.push(format!(
+                "the checkpoint was not used: {what}; read from the {base} and the journal"
+            ));
         } else if survey.look == Look::Missing {
-            notes.push(format!("the checkpoint is missing; read from the {base} and the journal"));
+            notes.push(format!(
+                "the checkpoint is missing; read from the {base} and the journal"
+            ));
         }
         if store.journal.end() < store.contents.generation {
             notes.push(store.bridge(&base)?);
@@ -201,19 +227,27 @@ impl DiskStore {
         for note in &notes {
             tracing::warn!(state_dir = %state_dir.display(), note, "the store was not as it was left");
         }
-        Ok(Opened { contents: store.contents.clone(), store, notes })
+        Ok(Opened {
+            contents: store.contents.clone(),
+            store,
+            notes,
+        })
     }
 
     /// A clean stop: folds everything and writes a copy, so that the next start has nothing to replay.
     pub fn close(mut self) -> Result<(), StoreError> {
-        self.fold_and_copy(1)
+        Store::close(&mut self)
     }
 
     /// Everything in its place: checkpoint, copy, and last of all the sign that this is a store.
     pub(super) fn finish(&mut self) -> Result<(), StoreError> {
         self.fold()?;
         self.copy()?;
-        replace(&*self.disk, &self.state_dir.join(FORMAT), layout::format_text().as_bytes())?;
+        replace(
+            &*self.disk,
+            &self.state_dir.join(FORMAT),
+            layout::format_text().as_bytes(),
+        )?;
         self.end_creation()
     }
 
@@ -239,7 +273,9 @@ impl DiskStore {
         // The copy first. Behind the gap the journal alone rebuilds nothing.
         self.copy()?;
         self.journal.jump_to(generation + 1)?;
-        Ok(format!("the journal ends at generation {end}; nothing is lost, the {base} has {generation}"))
+        Ok(format!(
+            "the journal ends at generation {end}; nothing is lost, the {base} has {generation}"
+        ))
     }
 
     fn fold_and_copy(&mut self, export_every: u64) -> Result<(), StoreError> {
@@ -248,7 +284,9 @@ impl DiskStore {
             false => self.fold(),
         };
         // A checkpoint that cannot be written is one more reason for a copy, so its error waits.
-        let age = self.exported.map(|(_, newest)| self.contents.generation.saturating_sub(newest));
+        let age = self
+            .exported
+            .map(|(_, newest)| self.contents.generation.saturating_sub(newest));
         if age.is_none_or(|age| age >= export_every) {
             self.copy()?;
         }
@@ -269,7 +307,9 @@ impl DiskStore {
         }
         let path = self.state_dir.join(SLED);
         outcome.map_err(|what| io_error("fold the journal into", &path, std::io::Error::other(what)))?;
-        self.disk.sync_dir(&self.state_dir).map_err(|source| io_error("write", &self.state_dir, source))?;
+        self.disk
+            .sync_dir(&self.state_dir)
+            .map_err(|source| io_error("write", &self.state_dir, source))?;
         self.touched.clear();
         self.folded = self.checkpoint.generation();
         Ok(())
@@ -309,19 +349,32 @@ impl Store for DiskStore {
     fn tidy(&mut self) -> Result<(), StoreError> {
         self.fold_and_copy(self.limits.export_every)
     }
+
+    fn close(&mut self) -> Result<(), StoreError> {
+        self.fold_and_copy(1)
+    }
 }
 
 /// The lock, in a directory that exists and that others cannot look into.
 pub(super) fn enter(state_dir: &Path) -> Result<DirLock, StoreError> {
     if !state_dir.exists() {
         let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(state_dir).map_err(|e| io_error("create", state_dir, e))?;
-        RealDisk.sync_dir(parent(state_dir)).map_err(|e| io_error("write", parent(state_dir), e))?;
+        builder
+            .recursive(true)
+            .mode(0o700)
+            .create(state_dir)
+            .map_err(|e| io_error("create", state_dir, e))?;
+        RealDisk
+            .sync_dir(parent(state_dir))
+            .map_err(|e| io_error("write", parent(state_dir), e))?;
     }
     // Before the lock: in somebody else's directory not even that file is made.
     Format::of(state_dir)?;
     let lock = DirLock::take(state_dir)?;
-    let mode = fs::metadata(state_dir).map_err(|e| io_error("read", state_dir, e))?.permissions().mode();
+    let mode = fs::metadata(state_dir)
+        .map_err(|e| io_error("read", state_dir, e))?
+        .permissions()
+        .mode();
     if mode & 0o077 != 0 {
         tracing::warn!(state_dir = %state_dir.display(), "the state directory was open to others; closing it");
         fs::set_permissions(state_dir, Permissions::from_mode(0o700)).map_err(|e| io_error("close", state_dir, e))?;
@@ -329,61 +382,11 @@ pub(super) fn enter(state_dir: &Path) -> Result<DirLock, StoreError> {
     Ok(lock)
 }
 
-/// Moves the named parts into a quarantine directory of their own; where they are now, if there were any.
-pub(super) fn set_aside(
-    disk: &dyn Disk,
-    state_dir: &Path,
-    now: UnixTime,
-    parts: &[&str],
-) -> Result<Option<PathBuf>, StoreError> {
-    let present: Vec<&&str> = parts.iter().filter(|part| state_dir.join(part).exists()).collect();
-    if present.is_empty() {
-        return Ok(None);
-    }
-    let target = new_quarantine(disk, state_dir, now)?;
-    for part in present {
-        let (from, to) = (state_dir.join(part), target.join(part.replace('/', "-")));
-        let moved = disk.rename(&from, &to).and_then(|()| disk.sync_dir(parent(&from)));
-        moved.and_then(|()| disk.sync_dir(&target)).map_err(|source| io_error("set aside", &from, source))?;
-    }
-    Ok(Some(target))
-}
-
-fn new_quarantine(disk: &dyn Disk, state_dir: &Path, now: UnixTime) -> Result<PathBuf, StoreError> {
-    let (base, target) = (state_dir.join(QUARANTINE), layout::quarantine_dir(state_dir, now.0));
-    let make = || {
-        disk.create_dir(&base)?;
-        disk.sync_dir(state_dir)?;
-        disk.create_dir(&target)?;
-        disk.sync_dir(&base)
-    };
-    make().map_err(|source| io_error("create", &target, source))?;
-    Ok(target)
-}
-
-/// Keeps a copy of the torn end and cuts it off.
-fn cut_off(
-    disk: &dyn Disk,
-    state_dir: &Path,
-    limits: Limits,
-    now: UnixTime,
-    torn: &Torn,
-) -> Result<String, StoreError> {
-    let name = torn.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let bytes = fs::read(&torn.path).map_err(|source| io_error("read", &torn.path, source))?;
-    let target = new_quarantine(disk, state_dir, now)?;
-    replace(disk, &target.join(format!("{name}.torn-at-{}", torn.keep)), &bytes[torn.keep as usize..torn.len as usize])?;
-    let cut = || match torn.keep {
-        0 => disk.remove(&torn.path).and_then(|()| disk.sync_dir(parent(&torn.path))),
-        keep => refill(&mut *disk.open(&torn.path)?, keep, limits.segment_bytes),
-    };
-    cut().map_err(|source| io_error("cut", &torn.path, source))?;
-    let bytes = torn.len - torn.keep;
-    Ok(format!("{bytes} bytes of an unfinished write at the end of {name} were moved to {}", target.display()))
-}
-
 fn mark_of(contents: &Contents) -> Mark {
-    Mark { acknowledged: contents.generation, settled: contents.settled }
+    Mark {
+        acknowledged: contents.generation,
+        settled: contents.settled,
+    }
 }
 
 fn folded(look: &Look) -> Option<u64> {
@@ -394,5 +397,8 @@ fn folded(look: &Look) -> Option<u64> {
 }
 
 pub(super) fn damaged(state_dir: &Path, what: String) -> StoreError {
-    StoreError::Damaged { path: state_dir.display().to_string(), what }
+    StoreError::Damaged {
+        path: state_dir.display().to_string(),
+        what,
+    }
 }

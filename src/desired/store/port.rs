@@ -7,12 +7,12 @@
 //! `Ok` from [`Store::commit`] is a promise about power cuts, `Err` is a promise that nothing was kept, with one exception:
 //! [`StoreError::Stopped`], when the disk no longer said what it holds.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use crate::clock::UnixTime;
 
-/// One key's new value; `None` removes the key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One key's new value; `None` removes the key. Values may hold keys and credentials: `Debug` shows their size only (I-14).
+#[derive(Clone, PartialEq, Eq)]
 pub struct Write {
     pub key: String,
     pub value: Option<Vec<u8>>,
@@ -31,13 +31,37 @@ pub struct Entry {
     pub writes: Vec<Write>,
 }
 
-/// Everything that was kept.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// Everything that was kept. `Debug` shows the sizes of values only, as for [`Write`].
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Contents {
     pub generation: u64,
     pub records: BTreeMap<String, Vec<u8>>,
     /// The last generation that the loop reported as applied. May lag behind the truth, never ahead of it.
     pub settled: u64,
+}
+
+impl fmt::Debug for Write {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            Some(value) => write!(f, "Write({}, {} bytes)", self.key, value.len()),
+            None => write!(f, "Write({}, removed)", self.key),
+        }
+    }
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sizes: BTreeMap<&str, usize> = self
+            .records
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.len()))
+            .collect();
+        f.debug_struct("Contents")
+            .field("generation", &self.generation)
+            .field("settled", &self.settled)
+            .field("bytes", &sizes)
+            .finish()
+    }
 }
 
 /// Where the document is kept. One owner, one thread.
@@ -57,6 +81,9 @@ pub trait Store: Send {
     /// *Assumes* it is called when idle, and at least once per few thousand entries: the journal is only trimmed here.
     /// An error costs nothing that was committed.
     fn tidy(&mut self) -> Result<(), StoreError>;
+
+    /// The last call at a clean stop: everything in its place, so that the next start has nothing to replay.
+    fn close(&mut self) -> Result<(), StoreError>;
 }
 
 /// What went wrong with the store, for a person: what, where, and what to do. Never names a value.

@@ -15,8 +15,9 @@ use super::disk::{RealDisk, io_error};
 use super::export as copies;
 use super::layout::{EXPORT, JOURNAL, SLED, WATERMARK};
 use super::lock::DirLock;
-use super::open::{DiskStore, Limits, Opened, damaged, enter, set_aside};
+use super::open::{DiskStore, Limits, Opened, damaged, enter};
 use super::port::{Contents, Entry, Store, StoreError, Write};
+use super::quarantine::set_aside;
 use super::report::{Part, Report, State};
 use super::scan::scan;
 use super::survey::{Format, Rebuilt, Survey};
@@ -325,7 +326,9 @@ fn describe(state_dir: &Path, format: Format, survey: &Survey) -> Report {
     if let Some(rebuilt) = survey.newest() {
         report.generation = Some(rebuilt.contents.generation);
         report.records = rebuilt.contents.records.len();
-        report.lost = survey.lost(rebuilt.contents.generation).map(|range| range.into_inner());
+        report.lost = survey
+            .lost(rebuilt.contents.generation)
+            .map(std::ops::RangeInclusive::into_inner);
     }
     if let Some((from, to)) = report.lost {
         // Parts can each be whole and still not reach each other: a segment that is gone leaves no other trace.

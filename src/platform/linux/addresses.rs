@@ -18,9 +18,10 @@ use netlink_packet_route::{
 use nix::errno::Errno;
 
 use super::{
+    answer::{Dump, u32_at},
     errno::Fault,
     links::FoundLink,
-    socket::{CALL_LIMIT, Channel, Dump, u32_at},
+    socket::{CALL_LIMIT, Channel},
 };
 use crate::{
     ids::IfName,

@@ -60,7 +60,12 @@ pub struct LinuxOptions {
 
 impl LinuxOptions {
     pub fn new(mark: Mark, data_plane: DataPlaneChoice, uapi_dir: PathBuf) -> Self {
-        Self { mark, data_plane, uapi_dir, capture: None }
+        Self {
+            mark,
+            data_plane,
+            uapi_dir,
+            capture: None,
+        }
     }
 }
 

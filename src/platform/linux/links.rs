@@ -14,8 +14,9 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFl
 use nix::errno::Errno;
 
 use super::{
+    answer::{Dump, u32_at},
     errno::Fault,
-    socket::{CALL_LIMIT, Channel, Dump, u32_at},
+    socket::{CALL_LIMIT, Channel},
 };
 use crate::{
     ids::IfName,

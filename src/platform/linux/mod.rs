@@ -10,6 +10,7 @@
 //! index (A38), so each action asks for the link by name and then works on the index of the link whose mark it has just seen.
 
 mod addresses;
+mod answer;
 mod candidates;
 pub mod device_process;
 mod errno;

@@ -20,14 +20,16 @@ use futures::{
     stream::{self, BoxStream},
 };
 use netlink_packet_core::NlasIterator;
+use netlink_packet_route::route::RouteHeader;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
 use super::{
+    answer::{Message, messages, u32_at},
     links,
     routes::{RTA_OIF, RTMSG},
-    socket::{Message, messages, receive, u32_at, watch},
+    socket::{receive, watch},
 };
 use crate::{
     object::{Mark, ROUTE_PROTOCOL, Subsystem},
@@ -145,7 +147,9 @@ fn classify(message: &Message<'_>, scope: &Scope, mark: Mark) -> Option<Subsyste
         }
         RTM_NEWADDR | RTM_DELADDR => scope.indexes.contains(&u32_at(body, 4)?).then_some(Subsystem::Address),
         RTM_NEWROUTE | RTM_DELROUTE => {
-            let concerns = *body.get(5)? == ROUTE_PROTOCOL || leads_through(body, scope);
+            // The kernel keeps the local table by itself: each address of ours makes an entry there.
+            let in_main = *body.get(4)? == RouteHeader::RT_TABLE_MAIN;
+            let concerns = in_main && (*body.get(5)? == ROUTE_PROTOCOL || leads_through(body, scope));
             concerns.then_some(Subsystem::Route)
         }
         _ => None,
@@ -168,6 +172,7 @@ mod tests {
 
     fn route(protocol: u8) -> Vec<u8> {
         let mut body = vec![0; RTMSG];
+        body[4] = RouteHeader::RT_TABLE_MAIN;
         body[5] = protocol;
         body
     }

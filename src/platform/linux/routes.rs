@@ -17,9 +17,10 @@ use nix::errno::Errno;
 
 use super::{
     addresses::ip,
+    answer::{Dump, u32_at},
     errno::Fault,
     links,
-    socket::{CALL_LIMIT, Channel, Dump, u32_at},
+    socket::{CALL_LIMIT, Channel},
 };
 use crate::{
     ids::Cidr,

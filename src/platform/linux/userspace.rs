@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     action::Action,
+    failure::with_causes,
     ids::IfName,
     object::{Key, LinkSpec, Mark, Spec},
     observed::Observed,
@@ -32,7 +33,10 @@ pub(super) struct Userspace {
 
 impl Userspace {
     pub(super) fn new(dir: &Path, mark: Mark) -> std::io::Result<Self> {
-        Ok(Self { dir: std::path::absolute(dir)?, mark })
+        Ok(Self {
+            dir: std::path::absolute(dir)?,
+            mark,
+        })
     }
 
     /// Makes a persistent TUN with the mark. It is down; its state is settled afterwards by the caller.
@@ -40,8 +44,8 @@ impl Userspace {
         match create_persistent(name, self.mark.link_group(), spec.mtu) {
             Ok(_) => Ok(()),
             Err(TunError::Exists(_)) => Err(ActionError::Stranger(format!("an interface is named {name} already"))),
-            Err(error @ TunError::Open(_)) => Err(ActionError::Unsupported(in_full(&error))),
-            Err(error) => Err(ActionError::Failed(in_full(&error))),
+            Err(error @ TunError::Open(_)) => Err(ActionError::Unsupported(with_causes(&error))),
+            Err(error) => Err(ActionError::Failed(with_causes(&error))),
         }
     }
 
@@ -57,9 +61,18 @@ impl Userspace {
         };
         let mut objects = vec![(Key::Device(name.clone()), Observed::ours(Spec::Device(state.spec())))];
         objects.extend(state.peers.iter().map(|peer| {
-            let key = Key::Peer { device: name.clone(), public_key: peer.public_key };
+            let key = Key::Peer {
+                device: name.clone(),
+                public_key: peer.public_key,
+            };
             let stats = Some(peer.stats());
-            (key, Observed { stats, ..Observed::ours(Spec::Peer(peer.spec())) })
+            (
+                key,
+                Observed {
+                    stats,
+                    ..Observed::ours(Spec::Peer(peer.spec()))
+                },
+            )
         }));
         Ok(objects)
     }
@@ -68,7 +81,7 @@ impl Userspace {
     pub(super) async fn configure(&self, name: &IfName, action: &Action) -> Result<(), ActionError> {
         if let Action::Create { .. } = action {
             let started = start(Path::new(CURRENT_EXE), name, &self.dir).await;
-            started.map_err(|error| ActionError::Failed(in_full(&error)))?;
+            started.map_err(|error| ActionError::Failed(with_causes(&error)))?;
         }
         let changes = changes_for(std::slice::from_ref(action));
         self.client(name).set(&changes).await.map_err(ActionError::from)
@@ -95,16 +108,4 @@ impl Userspace {
     fn client(&self, name: &IfName) -> UapiClient {
         UapiClient::new(&self.dir, name)
     }
-}
-
-/// An error with its causes, for a condition's text.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }

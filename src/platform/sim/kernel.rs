@@ -82,6 +82,13 @@ impl SimKernel {
         self.lock().broken.remove(key);
     }
 
+    /// From now on everything works again.
+    pub fn heal(&self) {
+        let mut shared = self.lock();
+        shared.faults.clear();
+        shared.broken.clear();
+    }
+
     pub fn hint(&self, hint: Hint) {
         self.lock().hints.retain(|sender| sender.unbounded_send(hint).is_ok());
     }

@@ -344,9 +344,9 @@ fn notifications_that_were_lost_become_an_overrun() {
         let mut hints = kernel.hints();
         let started = Instant::now();
         // Nobody reads meanwhile; what 16 MiB (doubled by the kernel) cannot hold is lost.
-        for number in 0..40_000_u32 {
+        for number in 0..150_000_u32 {
             let route = RouteMessageBuilder::<Ipv4Addr>::new()
-                .destination_prefix(Ipv4Addr::from(0x0b00_0000 + number * 256), 24)
+                .destination_prefix(Ipv4Addr::from(0x0b00_0000 + number * 64), 26)
                 .output_interface(index)
                 .build();
             witness.route().add(route).execute().await.unwrap();

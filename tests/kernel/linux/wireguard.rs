@@ -317,9 +317,17 @@ fn a_peer_with_five_thousand_allowed_ips_is_written_and_read_back_whole() {
         let seen = peers_of(&mut kernel).await;
         assert_eq!(spec(&seen, &key), &Spec::Peer(few));
         assert_eq!(seen.objects.len(), 3, "nothing is left of the parking peer");
-        for message in messages.try_iter() {
-            assert_replaces_nothing(&peers_in(&message));
+        let sent: Vec<_> = messages.try_iter().collect();
+        for message in &sent {
+            assert_replaces_nothing(&peers_in(message));
         }
+        let last = sent.last().unwrap();
+        let way = if removal_flags(&peers_in(last)) > 0 {
+            "by flag"
+        } else {
+            "by parking"
+        };
+        println!("allowed IPs are removed {way}");
     });
 }
 
@@ -340,8 +348,8 @@ fn an_update_changes_each_field_and_only_that_and_a_moved_allowed_ip_is_not_remo
         let steps: [fn(&mut PeerSpec); 4] = [
             |peer| peer.keepalive = 15,
             |peer| peer.endpoint = endpoint("[2001:db8::1]:51820"),
-            |peer| drop(peer.allowed_ips.insert(host(3))),
-            |peer| drop(peer.allowed_ips.remove(&host(1))),
+            |peer| assert!(peer.allowed_ips.insert(host(3))),
+            |peer| assert!(peer.allowed_ips.remove(&host(1))),
         ];
         for step in steps {
             let mut to = now.clone();
@@ -383,6 +391,46 @@ fn an_update_changes_each_field_and_only_that_and_a_moved_allowed_ip_is_not_remo
             run(&mut kernel, delete(b.clone(), Spec::Peer(peer([])))).await.unwrap();
         }
         assert_eq!(peers_of(&mut kernel).await.objects.len(), 2);
+    });
+}
+
+#[test]
+fn a_bad_peer_in_a_batch_fails_alone_and_a_batch_of_removals_is_right() {
+    in_namespace(|| async {
+        if !has_wireguard("a_bad_peer_in_a_batch_fails_alone_and_a_batch_of_removals_is_right").await {
+            return;
+        }
+        let mut kernel = open();
+        make_device(&mut kernel, 1, 51900).await;
+        let spec_of = |numbers: [u32; 2]| Spec::Peer(peer(numbers.map(host)));
+        let mut batch: Vec<_> = (0..50)
+            .map(|number| create(peer_key(public_key(number)), spec_of([number, 1000 + number])))
+            .collect();
+        batch.insert(25, create(peer_key(public_key(99)), Spec::Address));
+        let outcomes = kernel.execute(&batch).await;
+        let failed: Vec<_> = (0..batch.len()).filter(|at| outcomes[*at].is_err()).collect();
+        assert_eq!(failed, [25]);
+        // Half of the peers give one allowed IP up, the other half pass one on to their neighbour.
+        let changes: Vec<_> = (0..50)
+            .map(|number| {
+                let to = if number % 2 == 0 {
+                    peer([host(number)])
+                } else {
+                    peer([host(number), host(1000 + (number + 2) % 50)])
+                };
+                (peer_key(public_key(number)), number, to)
+            })
+            .collect();
+        let actions: Vec<_> = changes
+            .iter()
+            .map(|(key, number, to)| update(key.clone(), spec_of([*number, 1000 + number]), Spec::Peer(to.clone())))
+            .collect();
+        assert!(kernel.execute(&actions).await.iter().all(Result::is_ok));
+        let seen = peers_of(&mut kernel).await;
+        for (key, _, to) in &changes {
+            assert_eq!(spec(&seen, key), &Spec::Peer(to.clone()));
+        }
+        assert_eq!(seen.objects.len(), 51);
     });
 }
 
@@ -615,16 +663,22 @@ fn a_dump_beside_a_writer_is_whole_or_says_that_it_is_not() {
             .map(|number| create(peer_key(public_key(number)), Spec::Peer(peer([host(number)]))))
             .collect();
         assert!(reader.execute(&stays).await.iter().all(Result::is_ok));
-        let mut writer = open();
-        let writing = tokio::spawn(async move {
-            for number in 2000..2400 {
-                let key = peer_key(public_key(number));
-                run(&mut writer, create(key.clone(), Spec::Peer(peer([]))))
-                    .await
-                    .unwrap();
-                run(&mut writer, delete(key, Spec::Peer(peer([])))).await.unwrap();
-                tokio::task::yield_now().await;
-            }
+        // A thread in the same namespace: tasks of one thread would only take turns between dumps.
+        let writing = thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let mut writer = open();
+                for number in 2000..2300 {
+                    let key = peer_key(public_key(number));
+                    run(&mut writer, create(key.clone(), Spec::Peer(peer([]))))
+                        .await
+                        .unwrap();
+                    run(&mut writer, delete(key, Spec::Peer(peer([])))).await.unwrap();
+                }
+            });
         });
         let (mut whole, mut partial) = (0, 0);
         while !writing.is_finished() {
@@ -647,6 +701,42 @@ fn a_dump_beside_a_writer_is_whole_or_says_that_it_is_not() {
                 Coverage::Unknown => panic!(),
             }
         }
+        writing.join().unwrap();
         println!("dumps beside a writer: {whole} whole, {partial} partial");
+    });
+}
+
+#[test]
+fn an_independent_reader_sees_the_kernel_device_as_overlayd_does() {
+    use defguard_wireguard_rs::{WGApi, WireguardInterfaceApi};
+
+    let test = "an_independent_reader_sees_the_kernel_device_as_overlayd_does";
+    in_namespace(move || async move {
+        if !has_wireguard(test).await {
+            return;
+        }
+        let mut kernel = open();
+        make_device(&mut kernel, 1, 51820).await;
+        let networks: BTreeSet<Cidr> = (1..200).map(host).collect();
+        let wanted = PeerSpec {
+            keepalive: 7,
+            endpoint: endpoint("192.0.2.9:7"),
+            ..peer(networks.clone())
+        };
+        let outcomes = kernel
+            .execute(&[create(peer_key(public_key(1)), Spec::Peer(wanted))])
+            .await;
+        assert_eq!(outcomes, [Ok(())]);
+        let theirs = WGApi::<defguard_wireguard_rs::Kernel>::new(DEVICE)
+            .unwrap()
+            .read_interface_data()
+            .unwrap();
+        assert_eq!(theirs.listen_port, 51820);
+        let peer = theirs.peers.into_values().next().unwrap();
+        assert_eq!(peer.public_key.as_array(), *public_key(1).as_bytes());
+        assert_eq!(peer.endpoint.unwrap().to_string(), "192.0.2.9:7");
+        assert_eq!(peer.persistent_keepalive_interval, Some(7));
+        let allowed: BTreeSet<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+        assert_eq!(allowed, networks.iter().map(ToString::to_string).collect());
     });
 }

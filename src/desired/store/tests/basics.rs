@@ -5,7 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::super::{
-    Contents, DiskStore, Fault, MemoryStore, Store, StoreError, Write, check, export, history, import, read_only,
+    Contents, DiskStore, Fault, Limits, MemoryStore, Store, StoreError, Write, check, export, history, import,
+    read_only,
 };
 use super::{SMALL, assert_holds, entry, expected, first, open};
 use crate::clock::UnixTime;
@@ -62,6 +63,36 @@ fn the_journal_rotates_and_is_trimmed_up_to_the_oldest_copy_only() {
     assert!(begin > 2, "nothing was trimmed");
     fs::remove_dir_all(dir.path().join("sled")).unwrap();
     assert_holds(&open(dir.path()).unwrap().contents, 300);
+}
+
+#[test]
+fn without_checkpoint_and_newest_copy_the_older_copy_and_the_journal_still_reach_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let limits = Limits {
+        segment_bytes: 1024,
+        history_bytes: 0,
+        export_every: 7,
+    };
+    let mut store = DiskStore::open_limited(dir.path(), limits, UnixTime(5), first)
+        .unwrap()
+        .store;
+    for generation in 2..=60 {
+        store.commit(&[entry(generation)]).unwrap();
+        store.tidy().unwrap();
+    }
+    drop(store);
+    assert!(
+        history(dir.path(), 0).unwrap()[0].generation > 30,
+        "with no history to keep, all but the needed is trimmed"
+    );
+    let mut copies: Vec<_> = fs::read_dir(dir.path().join("export"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    copies.sort();
+    fs::remove_file(&copies[1]).unwrap();
+    fs::remove_dir_all(dir.path().join("sled")).unwrap();
+    assert_holds(&open(dir.path()).unwrap().contents, 60);
 }
 
 #[test]
@@ -259,7 +290,7 @@ fn the_kept_v1_store_still_loads() {
     assert!(opened.notes.is_empty(), "{:?}", opened.notes);
     assert_eq!(opened.contents.settled, 10);
     assert_holds(&opened.contents, 12);
-    let report = check(&dir.path().to_path_buf()).unwrap();
+    let report = check(dir.path()).unwrap();
     assert!(report.starts);
 }
 

@@ -249,3 +249,89 @@ fn a_report_reads_well_and_parses() {
         "{done}"
     );
 }
+
+#[test]
+fn a_last_frame_that_is_whole_but_wrong_is_damage_even_without_the_watermark() {
+    let work = fast_dir();
+    let dir = work.path().join("store");
+    let mut store = open(&dir).unwrap().store;
+    store.commit(&[entry(2)]).unwrap();
+    store.commit(&[entry(3)]).unwrap();
+    drop(store);
+    fs::remove_file(dir.join("watermark")).unwrap();
+    let segment = dir.join("journal/00000000000000000001.journal");
+    let whole = fs::read(&segment).unwrap();
+    let end = whole.iter().rposition(|b| *b != 0).unwrap();
+    let mut flipped = whole.clone();
+    flipped[end - 40] ^= 4;
+    fs::write(&segment, &flipped).unwrap();
+    assert!(matches!(open(&dir), Err(StoreError::Damaged { .. })));
+    // The same frame with its last bytes never written is what a power cut leaves.
+    fs::write(&segment, &whole[..end - 40]).unwrap();
+    let opened = open(&dir).unwrap();
+    assert_eq!(
+        (opened.contents.generation, opened.notes.len()),
+        (2, 1),
+        "{:?}",
+        opened.notes
+    );
+    let kept: Vec<_> = files(&dir)
+        .into_keys()
+        .filter(|f| f.starts_with("quarantine"))
+        .collect();
+    assert_eq!(kept.len(), 1, "the torn end is kept: {kept:?}");
+}
+
+#[test]
+fn a_checkpoint_that_opens_but_lost_a_row_is_not_believed() {
+    let work = fast_dir();
+    let dir = work.path().join("store");
+    filled(&dir, true);
+    let config = sled::Config::new()
+        .path(dir.join("sled"))
+        .segment_size(super::super::checkpoint::SEGMENT_BYTES);
+    // Another test's child may hold sled's lock between fork and exec.
+    let db = (0..100)
+        .find_map(|_| config.open().inspect_err(|_| std::thread::yield_now()).ok())
+        .unwrap();
+    db.remove(b"r/counter").unwrap().unwrap();
+    drop(db);
+    let opened = open(&dir).unwrap();
+    assert_eq!(opened.contents.records, expected(LAST).records);
+    assert!(
+        opened.notes[0].contains("checkpoint was not used"),
+        "{:?}",
+        opened.notes
+    );
+}
+
+#[test]
+fn a_segment_that_is_gone_from_the_middle_is_damage_even_when_the_checkpoint_is_newer() {
+    let work = fast_dir();
+    let dir = work.path().join("store");
+    filled(&dir, true);
+    let segments: Vec<_> = files(&dir).into_keys().filter(|f| f.starts_with("journal")).collect();
+    fs::remove_file(dir.join(&segments[1])).unwrap();
+    assert!(matches!(open(&dir), Err(StoreError::Damaged { what, .. }) if what.contains("does not follow")));
+    assert!(read_only(&dir).is_err());
+    let report = recover(&dir, UnixTime(9)).unwrap();
+    assert_eq!(report.lost, None, "{report}");
+    assert_eq!(contents_of(&dir).records, expected(LAST).records);
+}
+
+#[test]
+fn a_journal_that_lost_its_end_goes_on_from_the_checkpoint_with_a_known_gap() {
+    let work = fast_dir();
+    let dir = work.path().join("store");
+    filled(&dir, true);
+    let newest = files(&dir).into_keys().rfind(|f| f.starts_with("journal")).unwrap();
+    fs::remove_file(dir.join(newest)).unwrap();
+    let mut opened = open(&dir).unwrap();
+    assert_eq!(opened.contents.records, expected(LAST).records);
+    assert!(opened.notes[0].contains("nothing is lost"), "{:?}", opened.notes);
+    opened.store.commit(&[entry(LAST + 1)]).unwrap();
+    drop(opened);
+    let opened = open(&dir).unwrap();
+    assert_eq!(opened.contents.records, expected(LAST + 1).records);
+    assert!(opened.notes.is_empty(), "{:?}", opened.notes);
+}

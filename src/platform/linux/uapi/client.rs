@@ -295,7 +295,7 @@ mod tests {
         });
         assert!(matches!(client.set(&[change]).await, Err(UapiError::Errno(98))));
         assert!(matches!(client.get().await, Err(UapiError::Errno(98))));
-        assert_eq!(client.server_pid().await.unwrap(), std::process::id() as i32);
+        assert_eq!(client.server_pid().await.unwrap(), std::process::id().cast_signed());
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub fn decode_request(text: &[u8]) -> Result<Request, i32> {
     }
 }
 
-fn decode_set<'a>(lines: impl Iterator<Item = &'a str>) -> Result<SetRequest, i32> {
+fn decode_set(lines: std::str::Lines<'_>) -> Result<SetRequest, i32> {
     let mut request = SetRequest::default();
     for line in lines {
         let (key, value) = line.split_once('=').ok_or(libc::EINVAL)?;

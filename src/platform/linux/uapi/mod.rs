@@ -13,6 +13,7 @@ mod client;
 mod decode;
 mod dump;
 mod encode;
+mod limits;
 mod vocabulary;
 
 pub use change::{AllowedIpChange, DeviceChange, PeerChange, PresharedKey, SecretChange, SetRequest, UapiChange};
@@ -20,9 +21,5 @@ pub use client::{CALL_LIMIT, UapiClient, UapiError};
 pub use decode::{Request, decode_request};
 pub use dump::{DeviceState, Dump, DumpPeer, PeerState, decode_dump, encode_dump};
 pub use encode::encode_set;
+pub use limits::{REPLY_MAX, REQUEST_MAX};
 pub use vocabulary::changes_for;
-
-/// Largest request that is read or sent, in bytes: ten thousand peers with ten allowed IPs each are 6 MiB.
-pub const REQUEST_MAX: usize = 16 << 20;
-/// Largest dump that is read, in bytes: ten thousand peers are about 5 MiB.
-pub const REPLY_MAX: usize = 64 << 20;

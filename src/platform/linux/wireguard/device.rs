@@ -23,8 +23,8 @@ use super::{
 use crate::{
     action::Action,
     ids::{Cidr, IfName, WgPublicKey},
-    object::{DeviceSpec, Key, Spec},
-    observed::Observed,
+    object::{DeviceSpec, Key, PeerSpec, Spec},
+    observed::{Observed, PeerStats},
     platform::{
         ActionError,
         linux::{
@@ -122,35 +122,43 @@ impl WireGuard {
     ) -> Vec<Result<(), ActionError>> {
         let changes: Vec<_> = actions.iter().map(PeerChange::of).collect();
         let whole: Vec<_> = changes.iter().flatten().cloned().collect();
-        let failed = match self.apply_batch(link.index, &whole).await {
+        let mut failed = match self.apply_batch(link.index, &whole, &mut None).await {
             Ok(()) => return changes.into_iter().map(|change| change.map(drop)).collect(),
             Err(fault) => fault,
         };
-        let what = |action: &Action| format!("{} {}", action.verb(), action.key());
-        let hopeless = failed.is_gone() || matches!(failed, Fault::Timeout(_)) || actions.len() == 1;
+        let mut hopeless = actions.len() == 1 || concerns_all(&failed);
+        let mut holders = None;
         let mut outcomes = Vec::with_capacity(actions.len());
         for (action, change) in actions.iter().zip(changes) {
             let outcome = match change {
                 Err(error) => Err(error),
-                Ok(_) if hopeless => Err(failed.to_action(&what(action))),
-                Ok(change) => self
-                    .apply_batch(link.index, &[change])
-                    .await
-                    .map_err(|fault| fault.to_action(&what(action))),
+                Ok(_) if hopeless => Err(described(&failed, action)),
+                Ok(change) => match self.apply_batch(link.index, &[change], &mut holders).await {
+                    Ok(()) => Ok(()),
+                    Err(fault) => {
+                        let error = described(&fault, action);
+                        hopeless = concerns_all(&fault);
+                        failed = fault;
+                        Err(error)
+                    }
+                },
             };
             outcomes.push(outcome);
         }
         outcomes
     }
 
-    async fn apply_batch(&mut self, index: u32, changes: &[PeerChange]) -> Result<(), Fault> {
+    /// Sends changes in as few messages as they fit in. `holders` is read when it is needed and then kept up to date.
+    async fn apply_batch(
+        &mut self,
+        index: u32,
+        changes: &[PeerChange],
+        holders: &mut Option<BTreeMap<Cidr, WgPublicKey>>,
+    ) -> Result<(), Fault> {
         let mut changes = changes.to_vec();
         write::elide_moves(&mut changes);
         let removes = changes.iter().any(|change| !change.drop.is_empty());
-        if !removes {
-            return self.send(index, &changes).await;
-        }
-        if self.removal == Removal::Flag {
+        if removes && self.removal == Removal::Flag {
             match self.send(index, &changes).await {
                 Err(fault) if fault.errno() == Some(Errno::EINVAL) => {
                     tracing::debug!("this kernel cannot remove a single allowed IP; they are moved away instead");
@@ -159,12 +167,36 @@ impl WireGuard {
                 other => return other,
             }
         }
+        if removes {
+            let held = match holders.take() {
+                Some(held) => held,
+                None => self.holders(index).await?,
+            };
+            write::park_removals(&mut changes, holders.insert(held));
+        }
+        if let Some(held) = holders {
+            for change in &changes {
+                // Also when sending fails half-way: who may have got it is not to lose it.
+                let holder = WgPublicKey::from_bytes(change.public_key);
+                held.extend(change.add.iter().map(|network| (*network, holder)));
+            }
+        }
+        self.send(index, &changes).await
+    }
+
+    async fn holders(&mut self, index: u32) -> Result<BTreeMap<Cidr, WgPublicKey>, Fault> {
         let (reading, cut) = self.read(index).await?;
         if cut.is_some() {
             return Err(Fault::Garbled("the holders of the allowed IPs could not be read whole"));
         }
-        write::park_removals(&mut changes, &holders(&reading));
-        self.send(index, &changes).await
+        let of_peer = |(key, (spec, _)): (&WgPublicKey, &(PeerSpec, PeerStats))| {
+            let key = *key;
+            spec.allowed_ips
+                .iter()
+                .map(|network| (*network, key))
+                .collect::<Vec<_>>()
+        };
+        Ok(reading.peers.iter().flat_map(of_peer).collect())
     }
 
     async fn send(&mut self, index: u32, changes: &[PeerChange]) -> Result<(), Fault> {
@@ -271,12 +303,18 @@ fn family_id(body: &[u8]) -> Option<u16> {
         .and_then(|attribute| Some(u16::from_ne_bytes(attribute.value().try_into().ok()?)))
 }
 
-fn holders(reading: &DeviceReading) -> BTreeMap<Cidr, WgPublicKey> {
-    reading
-        .peers
-        .iter()
-        .flat_map(|(key, (spec, _))| spec.allowed_ips.iter().map(|network| (*network, *key)))
-        .collect()
+fn described(fault: &Fault, action: &Action) -> ActionError {
+    fault.to_action(&format!("{} {}", action.verb(), action.key()))
+}
+
+/// True for a failure that every peer of the device would meet: trying them one by one would only take time (I-15).
+fn concerns_all(fault: &Fault) -> bool {
+    match fault {
+        Fault::Timeout(_) | Fault::Garbled(_) => true,
+        Fault::Refused(errno, _) => {
+            fault.is_gone() || matches!(errno, Errno::EPERM | Errno::EACCES | Errno::EOPNOTSUPP)
+        }
+    }
 }
 
 /// What an action says about a device: all of it, or only what differs.

@@ -178,7 +178,7 @@ impl Packer {
         let mut attributes = fields(change);
         loop {
             let base = NLA_HEADER + attributes.as_slice().buffer_len() + NLA_HEADER;
-            let first = networks.peek().map_or(0, |next| next.buffer_len());
+            let first = networks.peek().map_or(0, Emitable::buffer_len);
             if self.used + base + first > MESSAGE_BYTES {
                 self.flush();
             }

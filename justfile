@@ -1,0 +1,36 @@
+# A convenience on top of cargo. Nothing here is needed to build, test or run overlayd.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+# The list of recipes.
+default:
+    @just --list
+
+# Static checks: formatting, lints, licences and advisories.
+check:
+    cargo fmt --check
+    cargo clippy --all-targets -- -D warnings
+    cargo clippy --lib --bins -- -D warnings -D clippy::unwrap_used -D clippy::expect_used -D clippy::panic
+    @if command -v cargo-deny >/dev/null; then cargo deny check; else echo "NOT CHECKED: licences and advisories (cargo-deny is not installed)"; fi
+
+# All tests up to the kernel tier. What this machine does not allow is named: SKIPPED.
+test *arguments:
+    cargo test {{arguments}}
+
+# Properties and scripts with many more cases. `just sim 20000` (or `just sim SEEDS=20000`). The seeded simulation is not built yet.
+sim cases="4096":
+    @echo "the seeded simulation is not built yet; running properties and scripts with more cases"
+    cases="{{cases}}"; PROPTEST_CASES="${cases#SEEDS=}" cargo test --release --test it
+
+# Measurements. Never asserted by a test.
+bench *arguments:
+    cargo bench {{arguments}}
+
+# Two nodes in namespaces of their own: converge, ping, kill, drift, repair.
+demo *arguments:
+    cargo run --release -- demo {{arguments}}
+
+# Write the golden plans anew. Read the difference before you commit it.
+bless:
+    OVERLAYD_BLESS=1 cargo test --test it
+    git --no-pager diff --stat -- fixtures

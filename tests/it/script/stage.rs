@@ -1,0 +1,55 @@
+use overlayd::{
+    ids::{IfName, WgPublicKey},
+    object::{Key, Spec, Subsystem},
+    platform::{ActionError, Kernel},
+};
+
+/// This stage has no way to do that: a real kernel does not fail on command.
+#[derive(Debug)]
+pub struct Unsupported(pub &'static str);
+
+/// What goes wrong with the next action, or with the next look.
+#[derive(Debug, Clone, Copy)]
+pub enum Mishap {
+    FailsBeforeItsEffect,
+    AnswerIsLost,
+    DumpIsCut(Subsystem),
+    NothingIsSeen,
+}
+
+/// A node on which a story plays: what somebody besides the agent can do to it, and what an onlooker sees.
+pub trait Stage {
+    type Kernel: Kernel;
+
+    /// The way in for an agent; each agent of the story gets one.
+    fn kernel(&self) -> Self::Kernel;
+
+    /// Somebody removes an object.
+    fn remove(&mut self, key: &Key) -> Result<(), Unsupported>;
+
+    /// Somebody changes an object, or adds one that looks like ours.
+    fn put(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported>;
+
+    /// Somebody puts an object of theirs in a place of ours.
+    fn put_stranger(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported>;
+
+    fn handshake(
+        &mut self,
+        device: &IfName,
+        peer: &WgPublicKey,
+        at: overlayd::clock::UnixTime,
+    ) -> Result<(), Unsupported>;
+
+    fn mishap(&mut self, mishap: Mishap, after_actions: usize) -> Result<(), Unsupported>;
+
+    /// Every action on the object fails, until [`mend`](Self::mend).
+    fn break_object(&mut self, key: &Key, error: ActionError) -> Result<(), Unsupported>;
+
+    fn mend(&mut self, key: &Key) -> Result<(), Unsupported>;
+
+    /// The object as it is now, whosever it is.
+    fn see(&self, key: &Key) -> Option<Spec>;
+
+    /// Sessions of this peer that a change has cost.
+    fn sessions_lost(&self, device: &IfName, peer: &WgPublicKey) -> Result<u32, Unsupported>;
+}

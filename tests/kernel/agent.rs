@@ -1,0 +1,38 @@
+//! The agent as a process: the real binary, real sockets, a real store. What needs no device runs without one.
+
+mod commands;
+mod secrets;
+mod socket;
+mod state;
+mod stops;
+mod twins;
+
+use std::fs::File;
+
+use crate::{
+    agent_process::{Agent, block_on},
+    lab,
+};
+
+/// Runs the body in namespaces of its own, with the loopback interface up for the metrics page.
+fn isolated<F: FnOnce()>(body: F) {
+    lab::isolated_as::<F>(|| {
+        block_on(lab::set_up_link("lo"));
+        body();
+    });
+}
+
+/// Whether devices can be made; if not, it is said which part is left out.
+fn has_device(part: &str) -> bool {
+    let can = File::options().read(true).write(true).open("/dev/net/tun").is_ok();
+    if !can {
+        lab::skip_part(&format!("no /dev/net/tun: {part}"));
+    }
+    can
+}
+
+/// An agent that is ready.
+fn running(mut agent: Agent<'static>) -> Agent<'static> {
+    agent.start();
+    agent
+}
