@@ -258,7 +258,7 @@ impl OverlayNode {
         })
     }
 
-    /// The series of one metric with their values, labels as on the page.
+    /// The series of one metric that are not zero, labels as on the page.
     pub fn metric(&self, name: &str) -> BTreeMap<String, f64> {
         let page = self.page("/metrics").expect("the metrics page");
         let series = page.lines().filter_map(|line| {
@@ -266,7 +266,7 @@ impl OverlayNode {
             let (labels, value) = rest.rsplit_once(' ')?;
             (labels.is_empty() || labels.starts_with('{')).then(|| (labels.to_owned(), value.parse().unwrap()))
         });
-        series.collect()
+        series.filter(|(_, value): &(String, f64)| *value != 0.0).collect()
     }
 
     pub fn total(&self, name: &str) -> f64 {
