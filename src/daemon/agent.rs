@@ -7,7 +7,10 @@ use crate::{
     clock::SystemClock,
     desired::{Document, Editor},
     object::Mark,
-    reconcile::{engine::SharedView, runtime::Commands},
+    reconcile::{
+        engine::SharedView,
+        runtime::{Command, Commands},
+    },
     wire::Event,
 };
 
@@ -40,5 +43,12 @@ pub enum Stop {
 impl Agent {
     pub fn document(&self) -> RwLockReadGuard<'_, Document> {
         self.document.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for a look at everything: while the process was stopped, or an operator thought it worth a signal, events may have been lost.
+    pub fn look_again(&self) {
+        let (reply, _) = futures::channel::oneshot::channel();
+        // A full queue means that a look is coming anyway.
+        let _ = self.commands.clone().try_send(Command::Resync(reply));
     }
 }

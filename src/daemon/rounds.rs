@@ -1,0 +1,106 @@
+//! What the process does around the loop's rounds: it announces edits before them, and after them it counts, answers, remembers and logs.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::{agent::Agent, health::PeerHealth};
+use crate::{
+    clock::{Clock, SystemClock},
+    desired::{Committed, Listener},
+    object::Key,
+    reconcile::runtime::{Finished, Inbox},
+    wire::Event,
+};
+
+/// Wakes the loop for every durable edit.
+pub fn announce(inbox: Arc<Inbox>, agent: Arc<OnceLock<Arc<Agent>>>) -> Listener {
+    Box::new(move |group: &[Committed], flush: Duration| {
+        let at = SystemClock.now().instant;
+        if let Some(agent) = agent.get()
+            && group.iter().any(|committed| committed.changed)
+        {
+            agent.metrics.reconcile.fsync_seconds.observe(flush.as_secs_f64());
+        }
+        for committed in group {
+            inbox.announce(&committed.touched, committed.generation, at);
+        }
+    })
+}
+
+/// What happens after every round: figures, waiting replies, peers' health, the watermark, one line of log.
+pub fn after_each(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(Finished<'_>) + Send {
+    let mut health = PeerHealth::default();
+    let mut settled = agent.document().settled();
+    move |finished: Finished<'_>| {
+        agent.metrics.reconcile.round(&finished);
+        let progress = agent.view.read().progress;
+        covered.send_replace(progress.covered);
+        if finished.round.blind.is_none() && progress.covered > settled && knows_every_endpoint(&agent) {
+            settled = progress.covered;
+            agent.editor.settle(settled);
+        }
+        if finished.round.full {
+            let now = agent.clock.now().unix;
+            for event in health.compare(&agent.view.read().snapshot, now) {
+                tracing::info!(?event, "peer health");
+                publish(&agent, event);
+            }
+        }
+        log_round(&finished);
+    }
+}
+
+/// True when the kernel was told of every peer's endpoint as far as rounds have come. What else is blocked or failing does not matter: were it
+/// to hold the watermark back, the next start would push back the endpoints of all peers that have roamed since (A5).
+fn knows_every_endpoint(agent: &Agent) -> bool {
+    let document = agent.document();
+    let view = agent.view.read();
+    view.ledger.troubled().keys().all(|key| match key {
+        Key::Peer { public_key, .. } => {
+            let wanted = document.peers().get(public_key);
+            wanted.is_none_or(|peer| view.ledger.realized_at(key) == Some(peer.since))
+        }
+        Key::Link(_) | Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => true,
+    })
+}
+
+fn publish(agent: &Agent, event: Event) {
+    // No receiver is no error: nobody is connected.
+    let _ = agent.events.send(event);
+}
+
+fn log_round(finished: &Finished<'_>) {
+    let round = finished.round;
+    if let Some(why) = &round.blind {
+        tracing::error!(%why, "the node could not be looked at; nothing was changed");
+        return;
+    }
+    for action in &round.actions {
+        match &action.error {
+            None => tracing::debug!(object = %action.key, action = action.verb, "done"),
+            Some(why) => {
+                tracing::warn!(object = %action.key, action = action.verb, result = action.result, %why, "not done")
+            }
+        }
+    }
+    for (key, cause) in &round.drift {
+        tracing::warn!(object = %key, cause, "drift: it changed though the document did not; repaired");
+    }
+    if round.actions.is_empty() {
+        tracing::debug!(cause = finished.cause, in_sync = round.in_sync, "round");
+    } else {
+        tracing::info!(
+            cause = finished.cause,
+            generation = round.generation,
+            changes = round.actions.len(),
+            drift = round.drift.len(),
+            in_sync = round.in_sync,
+            micros = u64::try_from(finished.since_woken.as_micros()).unwrap_or(u64::MAX),
+            "round"
+        );
+    }
+}
