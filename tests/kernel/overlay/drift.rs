@@ -47,11 +47,7 @@ impl Scene {
         }
         first_reply(&pair.a.node, pair.far(), TALK).unwrap();
         let peer = pair.b.public_key();
-        let scene = Self {
-            pair,
-            peer,
-            decoy: Mark::of_instance("/somebody/else"),
-        };
+        let scene = Self { pair, peer, decoy: Mark::of_instance("/somebody/else") };
         scene.place_decoys();
         scene.a().resync();
         scene
@@ -67,12 +63,7 @@ impl Scene {
 
     fn place_decoys(&self) {
         self.a().netlink(|handle| async move {
-            handle
-                .link()
-                .add(LinkBridge::new("stranger0").up().build())
-                .execute()
-                .await
-                .unwrap();
+            handle.link().add(LinkBridge::new("stranger0").up().build()).execute().await.unwrap();
             let wire = nix::net::if_::if_nametoindex("wire").unwrap();
             let routes = [
                 ([10, 79, 0, 0], 16, 4_u8, 20_u32),
@@ -100,46 +91,19 @@ impl Scene {
     /// A WireGuard device of another instance, with a peer.
     fn place_another_instance(&self) {
         let link: IfName = "zl-decoy".parse().unwrap();
-        let spec = LinkSpec {
-            kind: LinkKind::WireGuard,
-            mtu: 1400,
-            up: true,
-        };
-        let none = DeviceSpec {
-            key: KeyPair::from_public(None),
-            listen_port: 0,
-            fwmark: 0,
-        };
+        let spec = LinkSpec { kind: LinkKind::WireGuard, mtu: 1400, up: true };
+        let none = DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 };
         let key = KeyPair::from_private(PrivateKey::from_random_bytes([77; 32]));
-        let device = DeviceSpec {
-            key,
-            listen_port: 51777,
-            fwmark: 0,
-        };
-        let run = |actions| {
-            self.a()
-                .execute_as(self.decoy, actions)
-                .into_iter()
-                .for_each(|outcome| outcome.unwrap())
-        };
+        let device = DeviceSpec { key, listen_port: 51777, fwmark: 0 };
+        let run = |actions| self.a().execute_as(self.decoy, actions).into_iter().for_each(|outcome| outcome.unwrap());
         run(vec![create(Key::Link(link.clone()), Spec::Link(spec))]);
         if self.a().plane(&self.device()) == DataPlane::Userspace {
             // The backend would start the binary that it is part of, which is this test's.
             self.a().start_device(&link);
         }
         run(vec![
-            Action::Update {
-                key: Key::Device(link.clone()),
-                from: Spec::Device(none),
-                to: Spec::Device(device),
-            },
-            create(
-                Key::Address {
-                    link: link.clone(),
-                    address: "10.88.0.1/24".parse().unwrap(),
-                },
-                Spec::Address,
-            ),
+            Action::Update { key: Key::Device(link.clone()), from: Spec::Device(none), to: Spec::Device(device) },
+            create(Key::Address { link: link.clone(), address: "10.88.0.1/24".parse().unwrap() }, Spec::Address),
             create(peer_key(&link, 88), Spec::Peer(peer_spec("10.88.1.0/24"))),
         ]);
     }
@@ -149,42 +113,26 @@ impl Scene {
     }
 
     fn route_key(&self) -> Key {
-        Key::Route {
-            destination: IPV4.cluster.parse().unwrap(),
-            metric: self.a().mark().route_metric(),
-        }
+        Key::Route { destination: IPV4.cluster.parse().unwrap(), metric: self.a().mark().route_metric() }
     }
 
     fn fallback_key(&self) -> Key {
-        Key::Route {
-            destination: IPV4.cluster.parse().unwrap(),
-            metric: self.a().mark().fallback_metric(),
-        }
+        Key::Route { destination: IPV4.cluster.parse().unwrap(), metric: self.a().mark().fallback_metric() }
     }
 
     fn address_key(&self, address: &str) -> Key {
-        Key::Address {
-            link: self.device(),
-            address: address.parse().unwrap(),
-        }
+        Key::Address { link: self.device(), address: address.parse().unwrap() }
     }
 
     fn ours(&self) -> Key {
-        Key::Peer {
-            device: self.device(),
-            public_key: self.peer,
-        }
+        Key::Peer { device: self.device(), public_key: self.peer }
     }
 
     fn change_peer(&self, change: impl FnOnce(&mut PeerSpec)) {
         let from = self.a().peer(&self.peer).unwrap().0;
         let mut to = from.clone();
         change(&mut to);
-        self.execute(Action::Update {
-            key: self.ours(),
-            from: Spec::Peer(from),
-            to: Spec::Peer(to),
-        });
+        self.execute(Action::Update { key: self.ours(), from: Spec::Peer(from), to: Spec::Peer(to) });
     }
 
     fn execute(&self, action: Action) {
@@ -201,17 +149,11 @@ fn create(key: Key, spec: Spec) -> Action {
 }
 
 fn peer_key(device: &IfName, number: u8) -> Key {
-    Key::Peer {
-        device: device.clone(),
-        public_key: WgPublicKey::from_bytes([number; 32]),
-    }
+    Key::Peer { device: device.clone(), public_key: WgPublicKey::from_bytes([number; 32]) }
 }
 
 fn peer_spec(network: &str) -> PeerSpec {
-    PeerSpec {
-        allowed_ips: [network.parse::<Cidr>().unwrap()].into(),
-        ..PeerSpec::default()
-    }
+    PeerSpec { allowed_ips: [network.parse::<Cidr>().unwrap()].into(), ..PeerSpec::default() }
 }
 
 /// One way of meddling.
@@ -228,9 +170,7 @@ struct Meddling {
 }
 
 fn remove_address(scene: &Scene) -> bool {
-    scene
-        .a()
-        .remove_address(scene.device().as_str(), [10, 200, 0, 1].into());
+    scene.a().remove_address(scene.device().as_str(), [10, 200, 0, 1].into());
     true
 }
 
@@ -253,12 +193,7 @@ fn set_down(scene: &Scene) -> bool {
     let name = scene.device().to_string();
     scene.a().netlink(|handle| async move {
         let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
-        handle
-            .link()
-            .change(LinkUnspec::new_with_index(index).down().build())
-            .execute()
-            .await
-            .unwrap();
+        handle.link().change(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
     });
     true
 }
@@ -281,10 +216,7 @@ fn add_an_address(scene: &Scene) -> bool {
 }
 
 fn add_a_peer(scene: &Scene) -> bool {
-    scene.execute(create(
-        peer_key(&scene.device(), 99),
-        Spec::Peer(peer_spec("10.200.99.0/24")),
-    ));
+    scene.execute(create(peer_key(&scene.device(), 99), Spec::Peer(peer_spec("10.200.99.0/24"))));
     true
 }
 
@@ -300,18 +232,9 @@ fn change_keepalive(scene: &Scene) -> bool {
 
 fn change_port(scene: &Scene) -> bool {
     let key = Key::Device(scene.device());
-    let Spec::Device(from) = scene.a().observe().objects[&key].spec.clone() else {
-        panic!()
-    };
-    let to = DeviceSpec {
-        listen_port: 51999,
-        ..from.clone()
-    };
-    scene.execute(Action::Update {
-        key,
-        from: Spec::Device(from),
-        to: Spec::Device(to),
-    });
+    let Spec::Device(from) = scene.a().observe().objects[&key].spec.clone() else { panic!() };
+    let to = DeviceSpec { listen_port: 51999, ..from.clone() };
+    scene.execute(Action::Update { key, from: Spec::Device(from), to: Spec::Device(to) });
     true
 }
 
@@ -351,9 +274,7 @@ fn kill_the_device_process(scene: &Scene) -> bool {
         return false;
     };
     kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    until("nobody serves the device", || {
-        scene.a().device_process(&scene.device()).is_none()
-    });
+    until("nobody serves the device", || scene.a().device_process(&scene.device()).is_none());
     true
 }
 
@@ -487,9 +408,7 @@ fn drift_of(node: &OverlayNode) -> BTreeMap<String, f64> {
 
 /// By how much each series grew.
 fn growth(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    let grown = after
-        .iter()
-        .map(|(labels, value)| (labels.clone(), value - before.get(labels).unwrap_or(&0.0)));
+    let grown = after.iter().map(|(labels, value)| (labels.clone(), value - before.get(labels).unwrap_or(&0.0)));
     grown.filter(|(_, by)| *by != 0.0).collect()
 }
 
@@ -497,10 +416,7 @@ fn assert_named(what: &str, lines: &[String], wanted: &[(&str, &str)]) {
     assert_eq!(lines.len(), wanted.len(), "{what}: {lines:#?}");
     for (begin, content) in wanted {
         let names = |line: &&String| line.starts_with(begin) && line.contains(content);
-        assert!(
-            lines.iter().any(|line| names(&line)),
-            "{what}: {begin}…{content} in {lines:#?}"
-        );
+        assert!(lines.iter().any(|line| names(&line)), "{what}: {begin}…{content} in {lines:#?}");
     }
 }
 
@@ -514,10 +430,7 @@ fn assert_counted(what: &str, grown: &BTreeMap<String, f64>, wanted: &[(&str, &s
 fn assert_same(what: &str, before: &[String], after: &[String]) {
     let gone: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
     let new: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
-    assert!(
-        gone.is_empty() && new.is_empty(),
-        "{what}: gone {gone:#?}\nnew {new:#?}"
-    );
+    assert!(gone.is_empty() && new.is_empty(), "{what}: gone {gone:#?}\nnew {new:#?}");
 }
 
 /// The lines that are not about the session of our peer: it is made anew with its peer.
@@ -564,10 +477,7 @@ fn every_drift_is_named_with_the_agent_stopped_and_mended_when_it_goes_on() {
                 "MEASURED: {stage}: {what}: mended {took:?} after SIGCONT; counted {grown:?}; {}",
                 lines.join(" | ")
             );
-            assert!(
-                first_reply(&a.node, scene.pair.far(), TALK).is_some(),
-                "traffic after {what}"
-            );
+            assert!(first_reply(&a.node, scene.pair.far(), TALK).is_some(), "traffic after {what}");
         }
     });
 }
@@ -581,24 +491,14 @@ fn three_drifts_at_once_are_named_each_in_one_line_and_mended() {
         a.signal(Signal::SIGSTOP);
         assert!(remove_address(&scene) && remove_route(&scene) && remove_peer(&scene));
         let (lines, _) = a.diff();
-        assert_named(
-            "three",
-            &lines,
-            &[("+ address/", MISSING), ("+ route/", MISSING), ("+ peer/", MISSING)],
-        );
+        assert_named("three", &lines, &[("+ address/", MISSING), ("+ route/", MISSING), ("+ peer/", MISSING)]);
         let begin = Instant::now();
         a.signal(Signal::SIGCONT);
-        until("all three are counted", || {
-            drift_of(a).values().sum::<f64>() - counted.values().sum::<f64>() >= 3.0
-        });
+        until("all three are counted", || drift_of(a).values().sum::<f64>() - counted.values().sum::<f64>() >= 3.0);
         let took = begin.elapsed();
         a.resync();
         let grown = growth(&counted, &drift_of(a));
-        assert_counted(
-            "three",
-            &grown,
-            &[("address", "missing"), ("route", "missing"), ("peer", "missing")],
-        );
+        assert_counted("three", &grown, &[("address", "missing"), ("route", "missing"), ("peer", "missing")]);
         assert_same("three", &without_session(before), &without_session(scene.dump()));
         a.assert_no_difference();
         println!(
@@ -623,23 +523,14 @@ fn the_live_agent_mends_by_itself_what_the_kernel_tells_of_and_soon_what_it_does
                     continue;
                 }
                 let begin = Instant::now();
-                until(&format!("{what} is counted"), || {
-                    growth(&counted, &drift_of(a)).len() >= meddling.drift.len()
-                });
+                until(&format!("{what} is counted"), || growth(&counted, &drift_of(a)).len() >= meddling.drift.len());
                 let took = begin.elapsed();
                 until(&format!("nothing differs after {what}"), || a.diff() == (vec![], 0));
                 assert_counted(what, &growth(&counted, &drift_of(a)), meddling.drift);
                 assert_same(what, &without_session(before), &without_session(scene.dump()));
-                let how = if hinted {
-                    "told by the kernel"
-                } else {
-                    "found by a look every second"
-                };
+                let how = if hinted { "told by the kernel" } else { "found by a look every second" };
                 println!("MEASURED: {stage}: live, {what}: mended after {took:?} ({how})");
-                assert!(
-                    first_reply(&a.node, scene.pair.far(), TALK).is_some(),
-                    "traffic after {what}"
-                );
+                assert!(first_reply(&a.node, scene.pair.far(), TALK).is_some(), "traffic after {what}");
             }
         }
     });
@@ -653,12 +544,8 @@ fn remove_and_wait(node: &OverlayNode, link: &str, address: IpAddr) -> Duration 
     node.netlink(move |handle| async move {
         let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
         loop {
-            let mut addresses = handle
-                .address()
-                .get()
-                .set_link_index_filter(index)
-                .set_address_filter(address)
-                .execute();
+            let mut addresses =
+                handle.address().get().set_link_index_filter(index).set_address_filter(address).execute();
             if addresses.try_next().await.unwrap().is_some() {
                 return begin.elapsed();
             }
@@ -673,9 +560,8 @@ fn a_removed_address_is_back_within_milliseconds() {
     isolated(|| {
         let scene = Scene::new(3600);
         let device = scene.device().to_string();
-        let mut times: Vec<Duration> = (0..30)
-            .map(|_| remove_and_wait(scene.a(), &device, [10, 200, 0, 1].into()))
-            .collect();
+        let mut times: Vec<Duration> =
+            (0..30).map(|_| remove_and_wait(scene.a(), &device, [10, 200, 0, 1].into())).collect();
         times.sort();
         println!(
             "MEASURED: {}: address removed and back, 30 times: p50 {:?}, p99 {:?} (20 ms of it wait for the end of a burst)",
@@ -706,17 +592,10 @@ fn a_strangers_objects_on_our_link_stay() {
         assert!(a.observe().objects.contains_key(&key));
         let alias = a.netlink(|handle| async move {
             let mut found = handle.link().get().match_name(name).execute();
-            found
-                .try_next()
-                .await
-                .unwrap()
-                .unwrap()
-                .attributes
-                .into_iter()
-                .find_map(|attribute| match attribute {
-                    LinkAttribute::IfAlias(alias) => Some(alias),
-                    _ => None,
-                })
+            found.try_next().await.unwrap().unwrap().attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfAlias(alias) => Some(alias),
+                _ => None,
+            })
         });
         println!("MEASURED: alias of our link for people: {alias:?}");
     });
@@ -730,32 +609,16 @@ fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
         first_reply(&a.node, pair.far(), TALK).unwrap();
         let near = pair.near();
         let remove_address = || a.remove_address(&device, near);
-        let fallback = Key::Route {
-            destination: IPV6.cluster.parse().unwrap(),
-            metric: a.mark().fallback_metric(),
-        };
-        let through = Key::Route {
-            destination: IPV6.cluster.parse().unwrap(),
-            metric: a.mark().route_metric(),
-        };
+        let fallback = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().fallback_metric() };
+        let through = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().route_metric() };
         let delete = |key: &Key, was: RouteSpec| {
-            a.execute(vec![Action::Delete {
-                key: key.clone(),
-                was: Spec::Route(was),
-            }])
-            .remove(0)
-            .unwrap();
+            a.execute(vec![Action::Delete { key: key.clone(), was: Spec::Route(was) }]).remove(0).unwrap();
         };
         let set_down = || {
             let name = device.clone();
             a.netlink(|handle| async move {
                 let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
-                handle
-                    .link()
-                    .change(LinkUnspec::new_with_index(index).down().build())
-                    .execute()
-                    .await
-                    .unwrap();
+                handle.link().change(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
             });
         };
         let delete_link = || {
@@ -764,12 +627,8 @@ fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
         };
         let acts: [(&str, &dyn Fn()); 5] = [
             ("address removed", &remove_address),
-            ("unreachable route removed", &|| {
-                delete(&fallback, RouteSpec::Unreachable)
-            }),
-            ("route removed", &|| {
-                delete(&through, RouteSpec::Through(pair.device.clone()))
-            }),
+            ("unreachable route removed", &|| delete(&fallback, RouteSpec::Unreachable)),
+            ("route removed", &|| delete(&through, RouteSpec::Through(pair.device.clone()))),
             ("device set down", &set_down),
             ("link deleted", &delete_link),
         ];
