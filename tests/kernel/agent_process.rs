@@ -162,9 +162,15 @@ impl<'a> Agent<'a> {
 
     /// Starts the process without waiting for it.
     pub fn spawn(&mut self) {
+        let command = self.run_command();
+        self.spawn_as(command);
+    }
+
+    /// The same with another command line.
+    pub fn spawn_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "it runs already");
         let log: File = OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = self.run_command();
+        // Nothing of the test may stay open in a process that could outlive it.
         command.stdout(Stdio::null()).stderr(log);
         self.child = Some(self.here(move || command.spawn()).unwrap());
     }

@@ -31,14 +31,11 @@ fn a_flag_beats_the_environment_which_beats_the_file() {
             if port > 9702 {
                 command.args(["--metrics-listen", "127.0.0.1:9703"]);
             }
-            command.stderr(fs::File::create(agent.log_path()).unwrap());
-            let mut child = command.spawn().unwrap();
+            agent.spawn_as(command);
             agent.metrics_port = port;
             agent.wait_ready();
-            assert!(agent.log().contains("DEBUG"), "the rest of the file holds: {from}");
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM)
-                .unwrap();
-            assert!(child.wait().unwrap().success());
+            agent.wait_for("the rest of the file to hold", |agent| agent.log().contains("DEBUG"));
+            assert!(agent.terminate().1.success(), "{from}");
         }
     });
 }
