@@ -12,12 +12,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::SinkExt;
+use futures::{
+    SinkExt,
+    stream::{self, StreamExt},
+};
 
 use super::agent::Agent;
 use crate::{
     clock::Clock,
-    dns::Lookup,
+    dns::{Addresses, Lookup},
     ids::{DnsName, Host},
     object::Key,
     reconcile::{plan::SESSION_LIFETIME, runtime::Command},
@@ -27,6 +30,9 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Shortest and longest time between two questions for one name, whatever its TTL says.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(3600));
+
+/// Questions that are under way at a time (I-15).
+const QUESTIONS_MAX: usize = 16;
 
 struct Known {
     ip: Option<IpAddr>,
@@ -44,13 +50,15 @@ pub async fn keep_fresh(agent: Arc<Agent>) {
         let gone = known.len();
         known.retain(|name, _| names.contains(name));
         let mut changed = known.len() != gone;
-        for name in names {
-            let due = known.get(&name).is_none_or(|known| known.ask_at <= Instant::now());
-            let silent_again =
-                silent.contains(&name) && known.get(&name).is_some_and(|known| known.asked_at.elapsed() > ASK_AGAIN.0);
-            if due || silent_again {
-                let lookup = lookup.get_or_insert_with(Lookup::of_host);
-                changed |= ask(lookup, name, &mut known).await;
+        let due: Vec<DnsName> =
+            names.into_iter().filter(|name| is_due(known.get(name), silent.contains(name))).collect();
+        if !due.is_empty() {
+            let lookup = lookup.get_or_insert_with(Lookup::of_host);
+            let questions = due.into_iter().map(async |name| (lookup.addresses(&name).await, name));
+            // One name whose servers are silent does not delay the others (A34).
+            let mut answers = stream::iter(questions).buffer_unordered(QUESTIONS_MAX);
+            while let Some((answer, name)) = answers.next().await {
+                changed |= note(answer, name, &mut known);
             }
         }
         if changed {
@@ -63,10 +71,15 @@ pub async fn keep_fresh(agent: Arc<Agent>) {
     }
 }
 
-/// Asks for one name; true when the address to use has changed.
-async fn ask(lookup: &Lookup, name: DnsName, known: &mut BTreeMap<DnsName, Known>) -> bool {
+fn is_due(known: Option<&Known>, is_silent: bool) -> bool {
+    let Some(known) = known else { return true };
+    known.ask_at <= Instant::now() || (is_silent && known.asked_at.elapsed() > ASK_AGAIN.0)
+}
+
+/// Writes an answer down; true when the address to use has changed.
+fn note(answer: Result<Addresses, String>, name: DnsName, known: &mut BTreeMap<DnsName, Known>) -> bool {
     let before = known.get(&name).and_then(|known| known.ip);
-    let (ip, again) = match lookup.addresses(&name).await {
+    let (ip, again) = match answer {
         Ok(addresses) => {
             let ip = before.filter(|ip| addresses.ips.contains(ip)).or_else(|| addresses.ips.first().copied());
             (ip, addresses.ttl.clamp(ASK_AGAIN.0, ASK_AGAIN.1))
