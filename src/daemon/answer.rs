@@ -141,7 +141,7 @@ pub async fn agent_request(agent: &Agent, request: &AgentRequest) -> AgentRespon
         AgentRequest::Diff => ask(agent, Command::Inspect)
             .await
             .and_then(|diff| diff.map(|diff| json!({ "text": diff.to_text(), "diff": diff }))),
-        AgentRequest::Resync => ask(agent, Command::Resync).await.map(|()| report::agent_status(agent)),
+        AgentRequest::Resync => ask(agent, Command::Resync).await.map(|_| report::agent_status(agent)),
     };
     match outcome {
         Ok(report) => AgentResponse::Report { report },
@@ -162,8 +162,10 @@ async fn ask<T>(agent: &Agent, command: impl FnOnce(oneshot::Sender<T>) -> Comma
 
 /// Takes the device down and then ends the process. Runs after the reply to `Shutdown` has left.
 pub async fn shut_down(agent: &Arc<Agent>) {
-    if let Err(why) = ask(agent, Command::Suspend).await {
-        tracing::error!(%why, "the device could not be taken down before the shutdown");
+    match ask(agent, Command::Suspend).await {
+        Ok(true) => {}
+        Ok(false) => tracing::error!("the device is not wholly down; the next start or `overlayd purge` deals with it"),
+        Err(why) => tracing::error!(%why, "the device could not be taken down before the shutdown"),
     }
     agent.stop.send_replace(Some(Stop::Shutdown));
 }

@@ -47,12 +47,12 @@ const COMMANDS_MAX: usize = 64;
 pub enum Command {
     /// Say what a round would do; do nothing.
     Inspect(oneshot::Sender<Result<Diff, String>>),
-    /// Look at everything now, and answer when that round has ended.
-    Resync(oneshot::Sender<()>),
+    /// Look at everything now; the answer comes after that round and says whether the node is as it should be.
+    Resync(oneshot::Sender<bool>),
     /// The addresses of endpoint host names have changed.
     Resolved(BTreeMap<DnsName, IpAddr>),
-    /// Take the device down; the answer comes after the round that did it.
-    Suspend(oneshot::Sender<()>),
+    /// Take the device down; the answer comes after that round and says whether it is down.
+    Suspend(oneshot::Sender<bool>),
 }
 
 /// Where edits are announced; shared between the committer and the scheduler.
@@ -361,6 +361,6 @@ async fn obey<K: Kernel, C: Clock>(
         since_woken: now().saturating_duration_since(started),
     });
     if let Some(reply) = reply {
-        let _ = reply.send(());
+        let _ = reply.send(round.in_sync);
     }
 }

@@ -403,7 +403,7 @@ async fn a_look_that_is_asked_for_has_ended_when_the_answer_comes() {
 #[tokio::test(start_paused = true)]
 async fn a_suspension_is_answered_when_the_device_is_gone() {
     let agent = Agent::settled(3).await;
-    agent.ask(Command::Suspend).await;
+    assert!(agent.ask(Command::Suspend).await, "the device is down");
     assert!(agent.kernel.node(|node| !node.objects().contains_key(&Key::Link(device()))));
 }
 
