@@ -60,9 +60,7 @@ fn fresh(peers: u32) -> Agent {
     let document = Arc::new(RwLock::new(Document::default()));
     let key = Mutation {
         key: RecordKey::NodeKey,
-        record: Some(Record::NodeKey(KeyPair::from_private(PrivateKey::from_random_bytes(
-            [7; 32],
-        )))),
+        record: Some(Record::NodeKey(KeyPair::from_private(PrivateKey::from_random_bytes([7; 32])))),
     };
     document.write().unwrap().absorb(1, &[key]);
     let overlay = OverlayRequest {
@@ -79,10 +77,7 @@ fn fresh(peers: u32) -> Agent {
         edit(&document, &peer(number, 25));
     }
     let facts = Facts::new(Mark::of_instance("/bench"));
-    (
-        Engine::new(SimKernel::default(), SystemClock, document.clone(), facts),
-        document,
-    )
+    (Engine::new(SimKernel::default(), SystemClock, document.clone(), facts), document)
 }
 
 fn converged(peers: u32) -> Agent {
@@ -107,10 +102,7 @@ fn scoped_round(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(peers), |bencher| bencher.iter(&mut work));
     }
     group.finish();
-    println!(
-        "a round about one peer: {MANY} peers cost {:.2} times what {FEW} cost",
-        medians[1] / medians[0]
-    );
+    println!("a round about one peer: {MANY} peers cost {:.2} times what {FEW} cost", medians[1] / medians[0]);
 }
 
 /// Seconds.

@@ -29,27 +29,13 @@ fn value(number: u64) -> Vec<u8> {
 }
 
 fn entry(generation: u64) -> Entry {
-    let writes = vec![Write {
-        key: key(generation),
-        value: Some(value(generation)),
-    }];
+    let writes = vec![Write { key: key(generation), value: Some(value(generation)) }];
     let (origin, summary) = ("uid=0 gid=0 pid=1".into(), "ensure peer".into());
-    Entry {
-        generation,
-        at: UnixTime(generation),
-        origin,
-        summary,
-        writes,
-    }
+    Entry { generation, at: UnixTime(generation), origin, summary, writes }
 }
 
 fn first() -> Vec<Write> {
-    (0..RECORDS)
-        .map(|n| Write {
-            key: key(n),
-            value: Some(value(n)),
-        })
-        .collect()
+    (0..RECORDS).map(|n| Write { key: key(n), value: Some(value(n)) }).collect()
 }
 
 fn open(dir: &Path) -> DiskStore {
@@ -77,15 +63,8 @@ fn sled_alone(criterion: &mut Criterion) {
     for segment in [512 << 10, 64 << 10, 16 << 10] {
         for size in [1, 64] {
             let dir = tempfile::tempdir().expect("a temporary directory");
-            let config = sled::Config::new()
-                .path(dir.path())
-                .segment_size(segment)
-                .flush_every_ms(None);
-            let db = config
-                .cache_capacity(4 << 20)
-                .mode(sled::Mode::LowSpace)
-                .open()
-                .expect("sled");
+            let config = sled::Config::new().path(dir.path()).segment_size(segment).flush_every_ms(None);
+            let db = config.cache_capacity(4 << 20).mode(sled::Mode::LowSpace).open().expect("sled");
             (0..RECORDS).for_each(|n| drop(db.insert(key(n), value(n))));
             let file = File::open(dir.path().join("db")).expect("its file");
             let mut generation = 1;
@@ -101,11 +80,7 @@ fn sled_alone(criterion: &mut Criterion) {
                 });
             });
             let bytes = file.metadata().map_or(0, |m| m.len());
-            println!(
-                "sled-{}k/{size}: {} KiB after {generation} writes",
-                segment >> 10,
-                bytes >> 10
-            );
+            println!("sled-{}k/{size}: {} KiB after {generation} writes", segment >> 10, bytes >> 10);
         }
     }
 }

@@ -49,10 +49,9 @@ impl Client {
     /// # Errors
     /// [`ClientError::Connect`].
     pub async fn connect(path: &Path) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path).await.map_err(|source| ClientError::Connect {
-            path: path.display().to_string(),
-            source,
-        })?;
+        let stream = UnixStream::connect(path)
+            .await
+            .map_err(|source| ClientError::Connect { path: path.display().to_string(), source })?;
         Ok(Self {
             stream,
             frames: FrameReader::default(),

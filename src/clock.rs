@@ -46,10 +46,7 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> Now {
-        Now {
-            instant: Instant::now(),
-            unix: UnixTime::from_system(SystemTime::now()),
-        }
+        Now { instant: Instant::now(), unix: UnixTime::from_system(SystemTime::now()) }
     }
 }
 

@@ -43,11 +43,7 @@ pub fn main() -> ExitCode {
         Err(error) => {
             // clap would end with 2, which `diff` has given a meaning.
             let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::FAILURE
-            } else {
-                ExitCode::SUCCESS
-            };
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
     let outcome = match arguments.command {

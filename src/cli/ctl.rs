@@ -218,11 +218,7 @@ pub fn ctl(arguments: CtlArguments) -> Outcome {
     let socket = arguments.socket.socket;
     match (arguments.json, arguments.request) {
         (Some(frame), None) => {
-            let body = if frame == "-" {
-                read_stdin()?
-            } else {
-                frame.into_bytes()
-            };
+            let body = if frame == "-" { read_stdin()? } else { frame.into_bytes() };
             let answer = block_on(async { Client::connect(&socket).await?.raw(&body).await })??;
             print(&format!("{}\n", String::from_utf8_lossy(&answer)));
             Ok(ExitCode::SUCCESS)
@@ -235,11 +231,7 @@ pub fn ctl(arguments: CtlArguments) -> Outcome {
             let request = request.into_request()?;
             let response = block_on(async { Client::connect(&socket).await?.request(request).await })??;
             print(&format!("{:#}\n", serde_json::to_value(&response)?));
-            Ok(if matches!(response, Response::Err { .. }) {
-                ExitCode::FAILURE
-            } else {
-                ExitCode::SUCCESS
-            })
+            Ok(if matches!(response, Response::Err { .. }) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         (Some(_), Some(_)) => Err("give either --json or a request, not both".into()),
         (None, None) => Err("give a request (see `overlayd ctl --help`) or --json FRAME".into()),
@@ -267,32 +259,18 @@ impl Ctl {
             Ctl::SetLocalWgPubkey { pubkey } => Request::SetLocalWgPubkey { pubkey },
             Ctl::SetupGlobalOverlay(setup) => setup.into_request()?,
             Ctl::TeardownGlobalOverlay => Request::TeardownGlobalOverlay,
-            Ctl::SetupServiceOverlay { service, mode } => Request::SetupServiceOverlay {
-                service,
-                mode: mode.into(),
-            },
+            Ctl::SetupServiceOverlay { service, mode } => Request::SetupServiceOverlay { service, mode: mode.into() },
             Ctl::TeardownServiceOverlay { service } => Request::TeardownServiceOverlay { service },
             Ctl::AllocateIp { service, join_global } => Request::AllocateIp { service, join_global },
             Ctl::ReleaseIp { ip } => Request::ReleaseIp { ip },
             Ctl::AttachContainer(attach) => attach.into_request()?,
-            Ctl::DetachContainer { handle } => Request::DetachContainer {
-                handle: handle.into_handle(None)?,
-            },
+            Ctl::DetachContainer { handle } => Request::DetachContainer { handle: handle.into_handle(None)? },
             Ctl::AddPeer(add) => add.into_request()?,
-            Ctl::RemovePeer { pubkey, scope } => Request::RemovePeer {
-                pubkey,
-                scope: scope.into(),
-            },
-            Ctl::AddAllowedIp { pubkey, cidr, scope } => Request::AddAllowedIp {
-                pubkey,
-                cidr,
-                scope: scope.into(),
-            },
-            Ctl::RemoveAllowedIp { pubkey, cidr, scope } => Request::RemoveAllowedIp {
-                pubkey,
-                cidr,
-                scope: scope.into(),
-            },
+            Ctl::RemovePeer { pubkey, scope } => Request::RemovePeer { pubkey, scope: scope.into() },
+            Ctl::AddAllowedIp { pubkey, cidr, scope } => Request::AddAllowedIp { pubkey, cidr, scope: scope.into() },
+            Ctl::RemoveAllowedIp { pubkey, cidr, scope } => {
+                Request::RemoveAllowedIp { pubkey, cidr, scope: scope.into() }
+            }
             Ctl::RegisterDns { name, ip } => Request::RegisterDns { name, ip },
             Ctl::UnregisterDns { name } => Request::UnregisterDns { name },
             Ctl::WriteScopedResolver { zone, node_ip, port } => Request::WriteScopedResolver { zone, node_ip, port },
@@ -327,11 +305,9 @@ impl Nat {
             return Ok(None);
         }
         let turn_server = |text: &String| match text.splitn(3, ',').collect::<Vec<_>>()[..] {
-            [addr, username, file] => Ok(TurnServer {
-                addr: addr.into(),
-                username: username.into(),
-                credential: read_secret(file.as_ref())?,
-            }),
+            [addr, username, file] => {
+                Ok(TurnServer { addr: addr.into(), username: username.into(), credential: read_secret(file.as_ref())? })
+            }
             _ => Err(format!("--turn-server {text:?}: must be HOST:PORT,USER,FILE")),
         };
         let relay_server = match self.relay_listen_port {
@@ -340,21 +316,13 @@ impl Nat {
                 listen_port,
                 external_addr: self.relay_external_addr,
                 max_sessions: self.relay_max_sessions,
-                auth_credential: self
-                    .relay_auth_credential_file
-                    .as_deref()
-                    .map(read_secret)
-                    .transpose()?,
+                auth_credential: self.relay_auth_credential_file.as_deref().map(read_secret).transpose()?,
             }),
         };
         Ok(Some(NatConfig {
             enabled: self.nat_enabled,
             stun_servers: self.stun_server,
-            turn_servers: self
-                .turn_server
-                .iter()
-                .map(turn_server)
-                .collect::<Result<_, String>>()?,
+            turn_servers: self.turn_server.iter().map(turn_server).collect::<Result<_, String>>()?,
             hole_punch_timeout_secs: self.hole_punch_timeout_secs,
             stun_refresh_interval_secs: self.stun_refresh_interval_secs,
             max_candidate_pairs: self.max_candidate_pairs,
@@ -372,14 +340,9 @@ impl Handle {
     fn into_handle(self, ip: Option<IpAddr>) -> Result<AttachHandle, String> {
         match self {
             Handle { pid: Some(pid), .. } => Ok(AttachHandle::LinuxPid { pid }),
-            Handle {
-                windows: Some(container_id),
-                ..
-            } => Ok(AttachHandle::WindowsContainer { container_id, ip }),
+            Handle { windows: Some(container_id), .. } => Ok(AttachHandle::WindowsContainer { container_id, ip }),
             Handle { guest: Some(id), .. } => Ok(AttachHandle::GuestManaged { id }),
-            Handle {
-                host_shared: Some(id), ..
-            } => Ok(AttachHandle::HostShared { id }),
+            Handle { host_shared: Some(id), .. } => Ok(AttachHandle::HostShared { id }),
             Handle { .. } => Err("give one of --pid, --windows, --guest, --host-shared".into()),
         }
     }
@@ -407,11 +370,7 @@ impl AddPeer {
                 return Err(bad());
             };
             let priority = priority.parse().map_err(|_| bad())?;
-            Ok(NatCandidate {
-                candidate_type: candidate_type.into(),
-                address: address.into(),
-                priority,
-            })
+            Ok(NatCandidate { candidate_type: candidate_type.into(), address: address.into(), priority })
         };
         let peer = PeerSpec {
             public_key: self.public_key,
@@ -420,10 +379,7 @@ impl AddPeer {
             persistent_keepalive_secs: self.persistent_keepalive_secs,
             candidates: self.candidate.iter().map(candidate).collect::<Result<_, String>>()?,
         };
-        Ok(Request::AddPeer {
-            peer,
-            scope: self.scope.into(),
-        })
+        Ok(Request::AddPeer { peer, scope: self.scope.into() })
     }
 }
 

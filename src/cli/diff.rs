@@ -81,11 +81,7 @@ pub fn diff(arguments: &DiffArguments) -> Outcome {
         },
     };
     print(if arguments.json { &json } else { &text });
-    Ok(if is_empty {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::from(DIFFERS)
-    })
+    Ok(if is_empty { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
 }
 
 /// Text, JSON and whether there is no difference.
@@ -105,11 +101,7 @@ async fn ask_agent(arguments: &DiffArguments) -> Result<Rendered, Asked> {
     let default = PathBuf::from(DEFAULT_SOCKET);
     let socket = arguments.socket.as_ref().unwrap_or(&default);
     let mut client = Client::connect(socket).await.map_err(Asked::NotReached)?;
-    match client
-        .agent_request(AgentRequest::Diff)
-        .await
-        .map_err(Asked::NotReached)?
-    {
+    match client.agent_request(AgentRequest::Diff).await.map_err(Asked::NotReached)? {
         AgentResponse::Err { message } => Err(Asked::Refused(message)),
         AgentResponse::Report { report } => {
             let diff = &report["diff"];
@@ -132,11 +124,8 @@ fn fall_back(arguments: &DiffArguments, why: &str) -> Result<Rendered, Box<dyn s
 
 fn without_agent(arguments: &DiffArguments, state_dir: &Path) -> Result<Diff, Box<dyn std::error::Error>> {
     let document = node::read_document(state_dir)?;
-    let instance = InstanceArguments {
-        state_dir: state_dir.to_owned(),
-        uapi_dir: arguments.uapi_dir.clone(),
-        mtu: arguments.mtu,
-    };
+    let instance =
+        InstanceArguments { state_dir: state_dir.to_owned(), uapi_dir: arguments.uapi_dir.clone(), mtu: arguments.mtu };
     block_on(async {
         let mut engine = node::engine(&instance, document)?;
         engine.inspect().await.map_err(Into::into)
@@ -149,10 +138,7 @@ fn of_files(desired: &Path, observed: &Path) -> Result<Diff, Box<dyn std::error:
     let document = Document::from_contents(&contents)?;
     let node: ObservedNode =
         serde_json::from_str(&read(observed)?).map_err(|error| format!("{}: {error}", observed.display()))?;
-    let facts = Facts {
-        mtu: node.mtu,
-        ..Facts::new(node.mark)
-    };
+    let facts = Facts { mtu: node.mtu, ..Facts::new(node.mark) };
     let told = |_: &Key| document.settled();
     let target = lower(&document, &facts, &told, &Scope::Everything);
     let mut snapshot = Snapshot::default();
@@ -168,11 +154,7 @@ pub fn observe(arguments: &ObserveArguments) -> Outcome {
         let mut engine = node::engine(instance, document)?;
         engine.observe().await.map_err(Into::<Box<dyn std::error::Error>>::into)
     })??;
-    let node = ObservedNode {
-        mark: node::mark_of(&instance.state_dir),
-        mtu: instance.mtu,
-        seen,
-    };
+    let node = ObservedNode { mark: node::mark_of(&instance.state_dir), mtu: instance.mtu, seen };
     let json: Value = serde_json::to_value(&node)?;
     print(&format!("{json:#}\n"));
     Ok(ExitCode::SUCCESS)

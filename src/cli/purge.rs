@@ -26,11 +26,7 @@ pub struct PurgeArguments {
 pub fn purge(arguments: &PurgeArguments) -> Outcome {
     let state_dir = &arguments.instance.state_dir;
     // While an agent runs it would bring everything back at once.
-    let lock = if state_dir.exists() {
-        Some(store::DirLock::take(state_dir)?)
-    } else {
-        None
-    };
+    let lock = if state_dir.exists() { Some(store::DirLock::take(state_dir)?) } else { None };
     let round = block_on(empty_the_node(&arguments.instance))??;
     if let Some(why) = round.blind {
         return Err(why.into());

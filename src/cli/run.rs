@@ -111,35 +111,22 @@ pub fn run(arguments: RunArguments) -> Outcome {
         }
         None => SettingsFile::default(),
     };
-    let log = arguments
-        .log
-        .clone()
-        .or(file.log.clone())
-        .unwrap_or_else(|| "info".into());
+    let log = arguments.log.clone().or(file.log.clone()).unwrap_or_else(|| "info".into());
     let settings = merge(arguments, file)?;
     start_log(settings.log_format, &log)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let outcome = runtime.block_on(daemon::run(settings));
     // A blocking look at a slow disk must not keep a stopped agent alive.
     runtime.shutdown_timeout(Duration::from_millis(100));
     if let Err(error) = &outcome {
-        tracing::error!(
-            error = error as &dyn std::error::Error,
-            "overlayd did not start; nothing was changed"
-        );
+        tracing::error!(error = error as &dyn std::error::Error, "overlayd did not start; nothing was changed");
     }
     outcome?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub fn wg_device(arguments: DeviceArguments) -> Outcome {
-    let arguments = DeviceArgs {
-        ifname: arguments.interface,
-        uapi_dir: arguments.uapi_dir,
-    };
+    let arguments = DeviceArgs { ifname: arguments.interface, uapi_dir: arguments.uapi_dir };
     match device_process::run(arguments) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
@@ -163,45 +150,25 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
     };
     let mtu = flags.mtu.or(file.mtu).unwrap_or(DEFAULT_MTU);
     if !MTU_RANGE.contains(&mtu) {
-        return Err(format!(
-            "MTU {mtu}: must be from {} to {} bytes",
-            MTU_RANGE.start(),
-            MTU_RANGE.end()
-        ));
+        return Err(format!("MTU {mtu}: must be from {} to {} bytes", MTU_RANGE.start(), MTU_RANGE.end()));
     }
     let resync_secs = flags.resync_secs.or(file.resync_secs).unwrap_or(DEFAULT_RESYNC_SECS);
     if resync_secs == 0 {
         return Err("resync_secs: must be at least 1".into());
     }
-    let metrics = DEFAULT_METRICS
-        .parse()
-        .map_err(|_| "the default metrics address is not an address")?;
+    let metrics = DEFAULT_METRICS.parse().map_err(|_| "the default metrics address is not an address")?;
     Ok(Settings {
-        state_dir: flags
-            .state_dir
-            .or(file.state_dir)
-            .unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+        state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
         socket: flags.socket.or(file.socket).unwrap_or_else(|| DEFAULT_SOCKET.into()),
-        socket_gid: flags
-            .socket_group
-            .or(file.socket_group)
-            .map(|group| group_id(&group))
-            .transpose()?,
+        socket_gid: flags.socket_group.or(file.socket_group).map(|group| group_id(&group)).transpose()?,
         allowed_uids: flags.allowed_uids.or(file.allowed_uids).unwrap_or_default(),
         allowed_gids: flags.allowed_gids.or(file.allowed_gids).unwrap_or_default(),
         metrics_listen: flags.metrics_listen.or(file.metrics_listen).unwrap_or(metrics),
-        connections_max: flags
-            .connections_max
-            .or(file.connections_max)
-            .unwrap_or(CONNECTIONS_MAX)
-            .max(1),
+        connections_max: flags.connections_max.or(file.connections_max).unwrap_or(CONNECTIONS_MAX).max(1),
         resync_every: Duration::from_secs(resync_secs),
         mtu,
         data_plane,
-        uapi_dir: flags
-            .uapi_dir
-            .or(file.uapi_dir)
-            .unwrap_or_else(|| DEFAULT_UAPI_DIR.into()),
+        uapi_dir: flags.uapi_dir.or(file.uapi_dir).unwrap_or_else(|| DEFAULT_UAPI_DIR.into()),
         log_format,
     })
 }
@@ -226,14 +193,9 @@ fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
     });
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = match format {
-        LogFormat::Human => layer
-            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-            .boxed(),
+        LogFormat::Human => layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(layer.with_filter(is_fit_to_print))
-        .init();
+    tracing_subscriber::registry().with(filter).with(layer.with_filter(is_fit_to_print)).init();
     Ok(())
 }

@@ -47,34 +47,12 @@ fn text(report: &Value) -> String {
     let mut line = |label: &str, value: String| {
         let _ = writeln!(text, "{label:<12} {value}");
     };
-    line(
-        "overlayd",
-        format!("{} (pid {}, mark {})", show("version"), show("pid"), show("mark")),
-    );
+    line("overlayd", format!("{} (pid {}, mark {})", show("version"), show("pid"), show("mark")));
     line("state", show("state_dir"));
-    line(
-        "document",
-        format!(
-            "generation {}, converged {}",
-            show("generation"),
-            show("converged_generation")
-        ),
-    );
-    let sync = if report["in_sync"] == true {
-        "in sync"
-    } else {
-        "NOT in sync"
-    };
+    line("document", format!("generation {}, converged {}", show("generation"), show("converged_generation")));
+    let sync = if report["in_sync"] == true { "in sync" } else { "NOT in sync" };
     line("node", format!("{sync}, {} rounds", show("rounds")));
-    line(
-        "device",
-        format!(
-            "{}, address {}, key {}",
-            show("device"),
-            show("node_ip"),
-            show("public_key")
-        ),
-    );
+    line("device", format!("{}, address {}, key {}", show("device"), show("node_ip"), show("public_key")));
     if report["claimed_key_differs"] == true {
         line("", "the driving daemon claims another public key for this node".into());
     }
@@ -94,11 +72,7 @@ fn text(report: &Value) -> String {
         let why = condition["why"].as_str().or(condition["error"].as_str()).unwrap_or("");
         line(
             "!",
-            format!(
-                "{} {}: {why}",
-                trouble["key"].as_str().unwrap_or(""),
-                condition["state"].as_str().unwrap_or("")
-            ),
+            format!("{} {}: {why}", trouble["key"].as_str().unwrap_or(""), condition["state"].as_str().unwrap_or("")),
         );
     }
     text

@@ -70,9 +70,7 @@ pub fn store(arguments: &StoreArguments) -> Outcome {
             let contents = store::contents_of(&copy)?;
             let document = Document::from_contents(&contents)?;
             if document.node_key().is_none_or(|key| key.private.is_none()) {
-                return Err(
-                    "the copy holds no private key; make it with `overlayd store export --with-secrets`".into(),
-                );
+                return Err("the copy holds no private key; make it with `overlayd store export --with-secrets`".into());
             }
             show(&store::import(state_dir, &copy, now)?, false)
         }
@@ -96,9 +94,5 @@ fn show(report: &store::Report, json: bool) -> Outcome {
     } else {
         print(&report.to_string());
     }
-    Ok(if report.starts {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if report.starts { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -25,10 +25,7 @@ const SERVER_TEXT_MAX: usize = 1024;
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for one dispatch; a box would only be in the reader's way"
-)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one dispatch; a box would only be in the reader's way")]
 pub enum Admitted {
     Edit(Edit),
     /// Answers `Ok` without changing anything.
@@ -58,28 +55,17 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
         }
         Request::AddAllowedIp { pubkey, cidr, scope } => {
             node_device("add_allowed_ip", scope)?;
-            Edit::EnsureAllowedIp {
-                peer: field("pubkey", pubkey)?,
-                allowed_ip: field("cidr", cidr)?,
-            }
+            Edit::EnsureAllowedIp { peer: field("pubkey", pubkey)?, allowed_ip: field("cidr", cidr)? }
         }
         Request::RemoveAllowedIp { pubkey, cidr, scope } => {
             node_device("remove_allowed_ip", scope)?;
-            Edit::RemoveAllowedIp {
-                peer: field("pubkey", pubkey)?,
-                allowed_ip: field("cidr", cidr)?,
-            }
+            Edit::RemoveAllowedIp { peer: field("pubkey", pubkey)?, allowed_ip: field("cidr", cidr)? }
         }
-        Request::RegisterDns { name, ip } => Edit::EnsureDns {
-            name: field("name", name)?,
-            ip: *ip,
-        },
+        Request::RegisterDns { name, ip } => Edit::EnsureDns { name: field("name", name)?, ip: *ip },
         Request::UnregisterDns { name } => Edit::RemoveDns(field("name", name)?),
-        Request::WriteScopedResolver { zone, node_ip, port } => Edit::EnsureResolver {
-            zone: field("zone", zone)?,
-            node_ip: *node_ip,
-            port: *port,
-        },
+        Request::WriteScopedResolver { zone, node_ip, port } => {
+            Edit::EnsureResolver { zone: field("zone", zone)?, node_ip: *node_ip, port: *port }
+        }
         Request::RemoveScopedResolver { zone } => Edit::RemoveResolver(field("zone", zone)?),
         Request::NatTick => return Ok(Admitted::Nothing),
         Request::Status => return Ok(Admitted::Status),
@@ -128,10 +114,7 @@ fn overlay_request(request: &Request) -> Result<OverlayRequest, String> {
         deployment: field("deployment", deployment)?,
         instance: field("instance_id", instance_id)?,
         cluster: field("cluster_cidr", cluster_cidr)?,
-        slice: slice_cidr
-            .as_deref()
-            .map(|text| field("slice_cidr", text))
-            .transpose()?,
+        slice: slice_cidr.as_deref().map(|text| field("slice_cidr", text)).transpose()?,
         port: *wg_port,
         host_adapter_mandatory: *host_adapter_mandatory,
         nat: nat.as_ref().map(nat_settings).transpose()?,
@@ -147,12 +130,7 @@ fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
     let keepalive = u16::try_from(peer.persistent_keepalive_secs)
         .map_err(|_| "field \"persistent_keepalive_secs\": must be from 0 to 65535 seconds".to_owned())?;
     let mut allowed_ips: BTreeSet<Cidr> = BTreeSet::new();
-    for text in peer
-        .allowed_ips
-        .split(',')
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
-    {
+    for text in peer.allowed_ips.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         allowed_ips.insert(field("allowed_ips", text)?);
     }
     let too_long = |candidate: &&crate::wire::NatCandidate| {
@@ -168,13 +146,7 @@ fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
         address: candidate.address.clone(),
         priority: candidate.priority,
     });
-    Ok(PeerRequest {
-        public_key,
-        endpoint,
-        allowed_ips,
-        keepalive,
-        candidates: candidates.collect(),
-    })
+    Ok(PeerRequest { public_key, endpoint, allowed_ips, keepalive, candidates: candidates.collect() })
 }
 
 fn nat_settings(nat: &NatConfig) -> Result<NatSettings, String> {
@@ -203,14 +175,9 @@ fn nat_settings(nat: &NatConfig) -> Result<NatSettings, String> {
 
 /// Only sizes: what the servers are is read when NAT traversal uses them. No text is repeated, it may be a credential.
 fn check_nat(nat: &NatConfig) -> Result<(), String> {
-    for (name, count) in [
-        ("stun_servers", nat.stun_servers.len()),
-        ("turn_servers", nat.turn_servers.len()),
-    ] {
+    for (name, count) in [("stun_servers", nat.stun_servers.len()), ("turn_servers", nat.turn_servers.len())] {
         if count > SERVERS_MAX {
-            return Err(format!(
-                "field \"{name}\": at most {SERVERS_MAX} servers are kept; send fewer"
-            ));
+            return Err(format!("field \"{name}\": at most {SERVERS_MAX} servers are kept; send fewer"));
         }
     }
     let turn = nat.turn_servers.iter().flat_map(|turn| {
@@ -221,24 +188,14 @@ fn check_nat(nat: &NatConfig) -> Result<(), String> {
         ]
     });
     let relay = nat.relay_server.iter().flat_map(|relay| {
-        let credential = relay
-            .auth_credential
-            .as_ref()
-            .map_or("", |credential| credential.reveal());
-        [
-            ("relay_server", relay.external_addr.as_str()),
-            ("relay_server", credential),
-        ]
+        let credential = relay.auth_credential.as_ref().map_or("", |credential| credential.reveal());
+        [("relay_server", relay.external_addr.as_str()), ("relay_server", credential)]
     });
     let stun = nat.stun_servers.iter().map(|text| ("stun_servers", text.as_str()));
-    match stun
-        .chain(turn)
-        .chain(relay)
-        .find(|(_, text)| text.len() > SERVER_TEXT_MAX)
-    {
-        Some((name, _)) => Err(format!(
-            "field \"{name}\": no text may be longer than {SERVER_TEXT_MAX} bytes; send shorter ones"
-        )),
+    match stun.chain(turn).chain(relay).find(|(_, text)| text.len() > SERVER_TEXT_MAX) {
+        Some((name, _)) => {
+            Err(format!("field \"{name}\": no text may be longer than {SERVER_TEXT_MAX} bytes; send shorter ones"))
+        }
         None => Ok(()),
     }
 }
@@ -261,12 +218,7 @@ mod tests {
     fn allowed_ips_are_a_comma_list_that_may_hold_spaces_or_nothing() {
         let request = peer_request(&peer("192.0.2.1:51820", "10.200.0.5/32, 10.200.1.0/24,")).unwrap();
         assert_eq!(request.allowed_ips.len(), 2);
-        assert!(
-            peer_request(&peer("192.0.2.1:51820", ""))
-                .unwrap()
-                .allowed_ips
-                .is_empty()
-        );
+        assert!(peer_request(&peer("192.0.2.1:51820", "")).unwrap().allowed_ips.is_empty());
     }
 
     #[test]

@@ -81,31 +81,20 @@ pub async fn finish(agent: &Agent, pending: Pending) -> Outcome {
             Ok(committed) => applied(agent, committed).await,
             Err(error @ EditError::NotKept(_)) => {
                 agent.metrics.socket.edits.with_label_values(&["not_kept"]).inc();
-                Response::Err {
-                    message: error.to_string(),
-                }
+                Response::Err { message: error.to_string() }
             }
             Err(error @ EditError::Refused(_)) => {
                 agent.metrics.socket.edits.with_label_values(&["refused"]).inc();
-                Response::Err {
-                    message: error.to_string(),
-                }
+                Response::Err { message: error.to_string() }
             }
-            Err(error @ EditError::Stopping) => Response::Err {
-                message: error.to_string(),
-            },
+            Err(error @ EditError::Stopping) => Response::Err { message: error.to_string() },
         },
     })
 }
 
 /// Waits until the edit was part of a round, and answers with what came of it.
 async fn applied(agent: &Agent, committed: Committed) -> Response {
-    agent
-        .metrics
-        .socket
-        .edits
-        .with_label_values(&[if committed.changed { "changed" } else { "unchanged" }])
-        .inc();
+    agent.metrics.socket.edits.with_label_values(&[if committed.changed { "changed" } else { "unchanged" }]).inc();
     let generation = committed.generation;
     if committed.touched != Touched::Nothing {
         let mut covered = agent.covered.clone();
@@ -126,9 +115,7 @@ async fn applied(agent: &Agent, committed: Committed) -> Response {
 }
 
 fn kept_but(generation: u64, why: &str) -> Response {
-    Response::Err {
-        message: format!("kept as generation {generation}, but not in effect yet: {why}"),
-    }
+    Response::Err { message: format!("kept as generation {generation}, but not in effect yet: {why}") }
 }
 
 /// What keeps the touched objects from being realized, if anything does.
@@ -140,15 +127,11 @@ fn trouble(agent: &Agent, touched: &Touched) -> Option<String> {
         // A setup is about the overlay itself; one peer's failure, or a read-only /proc, is not its failure (A34).
         Touched::Everything => !matches!(key.subsystem(), Subsystem::Peer | Subsystem::Sysctl),
     };
-    view.ledger
-        .troubled()
-        .iter()
-        .filter(|(key, _)| is_meant(key))
-        .find_map(|(key, condition)| match condition {
-            Condition::Blocked { why } => Some(format!("{key} is blocked: {why}")),
-            Condition::Failing { error, .. } => Some(format!("{key}: {error}")),
-            Condition::Realized | Condition::Pending { .. } => None,
-        })
+    view.ledger.troubled().iter().filter(|(key, _)| is_meant(key)).find_map(|(key, condition)| match condition {
+        Condition::Blocked { why } => Some(format!("{key} is blocked: {why}")),
+        Condition::Failing { error, .. } => Some(format!("{key}: {error}")),
+        Condition::Realized | Condition::Pending { .. } => None,
+    })
 }
 
 /// Answers a request of overlayd's own command line.
@@ -169,10 +152,7 @@ pub async fn agent_request(agent: &Agent, request: &AgentRequest) -> AgentRespon
 async fn ask<T>(agent: &Agent, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, String> {
     let (reply, answer) = oneshot::channel();
     let mut commands = agent.commands.clone();
-    commands
-        .send(command(reply))
-        .await
-        .map_err(|_| "overlayd is stopping".to_owned())?;
+    commands.send(command(reply)).await.map_err(|_| "overlayd is stopping".to_owned())?;
     match tokio::time::timeout(ROUND_WITHIN, answer).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(_)) => Err("overlayd is stopping".into()),

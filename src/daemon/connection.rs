@@ -52,11 +52,7 @@ struct Outgoing {
 
 impl Outgoing {
     fn new(bytes: Vec<u8>, permit: OwnedSemaphorePermit) -> Self {
-        Self {
-            bytes,
-            _permit: Some(permit),
-            written: None,
-        }
+        Self { bytes, _permit: Some(permit), written: None }
     }
 }
 
@@ -73,14 +69,8 @@ pub async fn serve(
     let events = agent.events.subscribe();
     let writing = write_all(writer, outbox, events, &agent.metrics.socket.events_lost);
     tokio::pin!(writing);
-    let reading = Reading {
-        agent: &agent,
-        connections: &connections,
-        seat: &seat,
-        origin: &origin,
-        held: 0,
-        complained: false,
-    };
+    let reading =
+        Reading { agent: &agent, connections: &connections, seat: &seat, origin: &origin, held: 0, complained: false };
     agent.metrics.socket.connections.inc();
     let why = tokio::select! {
         why = reading.run(reader, answers) => why,
@@ -153,11 +143,7 @@ impl Reading<'_> {
                     }
                 }
             }
-            begun = if frames.is_inside_a_frame() {
-                begun.or_else(|| Some(Instant::now()))
-            } else {
-                None
-            };
+            begun = if frames.is_inside_a_frame() { begun.or_else(|| Some(Instant::now())) } else { None };
             let within = self.connections.hold(self.held, frames.held());
             self.held = frames.held();
             if !within {
@@ -186,12 +172,7 @@ impl Reading<'_> {
                 }
             }
             Decoded::NotUnderstood { id: Some(id), message } => {
-                self.agent
-                    .metrics
-                    .socket
-                    .requests
-                    .with_label_values(&["unknown", "err"])
-                    .inc();
+                self.agent.metrics.socket.requests.with_label_values(&["unknown", "err"]).inc();
                 let outgoing = Outgoing::new(frame_bytes(id, Response::Err { message }), permit);
                 answers.send(outgoing).await.map_err(|_| "broken")?;
             }
@@ -213,17 +194,9 @@ impl Reading<'_> {
             // The client may have gone away; what it asked for was done.
             let place = answers.reserve().await.ok();
             let response = outcome.into_response(&agent);
-            agent
-                .metrics
-                .socket
-                .requests
-                .with_label_values(&[op, result_word(&response)])
-                .inc();
+            agent.metrics.socket.requests.with_label_values(&[op, result_word(&response)]).inc();
             let (written, left) = oneshot::channel();
-            let outgoing = Outgoing {
-                written: Some(written),
-                ..Outgoing::new(frame_bytes(id, response), permit)
-            };
+            let outgoing = Outgoing { written: Some(written), ..Outgoing::new(frame_bytes(id, response), permit) };
             if let Some(place) = place {
                 place.send(outgoing);
             }
@@ -246,36 +219,26 @@ impl Reading<'_> {
         seat.begin();
         tokio::spawn(async move {
             let response = answer::agent_request(&agent, &request).await;
-            let _ = answers
-                .send(Outgoing::new(agent_frame_bytes(id, response), permit))
-                .await;
+            let _ = answers.send(Outgoing::new(agent_frame_bytes(id, response), permit)).await;
             seat.end();
         });
     }
 }
 
 fn result_word(response: &Response) -> &'static str {
-    if matches!(response, Response::Err { .. }) {
-        "err"
-    } else {
-        "ok"
-    }
+    if matches!(response, Response::Err { .. }) { "err" } else { "ok" }
 }
 
 fn frame_bytes(id: u64, response: Response) -> Vec<u8> {
     encode(&Frame::Response { id, response }).unwrap_or_else(|too_large| {
-        let response = Response::Err {
-            message: too_large.to_string(),
-        };
+        let response = Response::Err { message: too_large.to_string() };
         encode(&Frame::Response { id, response }).unwrap_or_default()
     })
 }
 
 fn agent_frame_bytes(id: u64, response: AgentResponse) -> Vec<u8> {
     encode_agent(&AgentFrame::Response { id, response }).unwrap_or_else(|too_large| {
-        let response = AgentResponse::Err {
-            message: too_large.to_string(),
-        };
+        let response = AgentResponse::Err { message: too_large.to_string() };
         encode_agent(&AgentFrame::Response { id, response }).unwrap_or_default()
     })
 }
@@ -356,11 +319,7 @@ mod tests {
         tokio::time::pause();
         tokio::time::sleep(WRITTEN_WITHIN * 3).await;
         tokio::time::resume();
-        let answer = Outgoing {
-            bytes: frame_bytes(7, Response::Ok),
-            _permit: None,
-            written: None,
-        };
+        let answer = Outgoing { bytes: frame_bytes(7, Response::Ok), _permit: None, written: None };
         answers.send(answer).await.unwrap();
         drop(answers);
         let (mut reader, _open) = far.into_split();

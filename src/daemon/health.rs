@@ -26,10 +26,7 @@ impl PeerHealth {
             let handshake = seen.stats.and_then(|stats| stats.last_handshake);
             let healthy = handshake.is_some_and(|at| now.since(at) <= SESSION_LIFETIME);
             if self.known.get(public_key).is_some_and(|before| *before != healthy) {
-                events.push(Event::PeerHealthChanged {
-                    pubkey: public_key.to_string(),
-                    healthy,
-                });
+                events.push(Event::PeerHealthChanged { pubkey: public_key.to_string(), healthy });
             }
             present.insert(*public_key, healthy);
         }
@@ -47,23 +44,11 @@ mod tests {
     };
 
     fn snapshot(handshake: Option<u64>) -> Snapshot {
-        let key = Key::Peer {
-            device: "zl-a-b-g".parse().unwrap(),
-            public_key: WgPublicKey::from_bytes([7; 32]),
-        };
-        let stats = PeerStats {
-            last_handshake: handshake.map(UnixTime),
-            ..PeerStats::default()
-        };
-        let seen = Observed {
-            stats: Some(stats),
-            ..Observed::ours(Spec::Peer(PeerSpec::default()))
-        };
+        let key = Key::Peer { device: "zl-a-b-g".parse().unwrap(), public_key: WgPublicKey::from_bytes([7; 32]) };
+        let stats = PeerStats { last_handshake: handshake.map(UnixTime), ..PeerStats::default() };
+        let seen = Observed { stats: Some(stats), ..Observed::ours(Spec::Peer(PeerSpec::default())) };
         let mut snapshot = Snapshot::default();
-        snapshot.absorb(Observation {
-            coverage: BTreeMap::new(),
-            objects: BTreeMap::from([(key, seen)]),
-        });
+        snapshot.absorb(Observation { coverage: BTreeMap::new(), objects: BTreeMap::from([(key, seen)]) });
         snapshot
     }
 
@@ -73,10 +58,7 @@ mod tests {
         assert!(health.compare(&snapshot(Some(1000)), UnixTime(1010)).is_empty());
         assert!(health.compare(&snapshot(Some(1000)), UnixTime(1180)).is_empty());
         let fell_silent = health.compare(&snapshot(Some(1000)), UnixTime(1181));
-        assert!(matches!(
-            fell_silent[..],
-            [Event::PeerHealthChanged { healthy: false, .. }]
-        ));
+        assert!(matches!(fell_silent[..], [Event::PeerHealthChanged { healthy: false, .. }]));
         assert!(health.compare(&snapshot(Some(1000)), UnixTime(1300)).is_empty());
         let is_back = health.compare(&snapshot(Some(1300)), UnixTime(1301));
         assert!(matches!(is_back[..], [Event::PeerHealthChanged { healthy: true, .. }]));

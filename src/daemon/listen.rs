@@ -43,11 +43,7 @@ pub enum ListenError {
     #[error("directory {0} can be written by everybody; choose a --socket in a directory of mode 0750")]
     OpenDirectory(PathBuf),
     #[error("{doing} {path}")]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
 /// The socket's file: which one it is, so that only our own is ever removed.
@@ -61,10 +57,7 @@ pub struct Place {
 impl Place {
     fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file: (metadata.dev(), metadata.ino()),
-        })
+        Ok(Self { path: path.to_owned(), file: (metadata.dev(), metadata.ino()) })
     }
 
     /// Removes the file, unless another one stands at its path by now.
@@ -82,13 +75,7 @@ impl Place {
 /// See [`ListenError`]. Whatever stands at the path is left alone, unless it is a socket that nobody listens on.
 pub fn bind(settings: &Settings) -> Result<(UnixListener, Place), ListenError> {
     let path = &settings.socket;
-    let failed = |doing| {
-        move |source| ListenError::Io {
-            doing,
-            path: path.clone(),
-            source,
-        }
-    };
+    let failed = |doing| move |source| ListenError::Io { doing, path: path.clone(), source };
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -97,44 +84,21 @@ pub fn bind(settings: &Settings) -> Result<(UnixListener, Place), ListenError> {
     check_place(path)?;
     let nest = directory.join(format!(".overlayd-{}", std::process::id()));
     let _ = fs::remove_dir_all(&nest);
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&nest)
-        .map_err(failed("make a private directory beside"))?;
+    DirBuilder::new().mode(0o700).create(&nest).map_err(failed("make a private directory beside"))?;
     let egg = nest.join("s");
     let made = UnixListener::bind(&egg)
         .and_then(|listener| fs::set_permissions(&egg, Permissions::from_mode(SOCKET_MODE)).map(|()| listener))
         .and_then(|listener| std::os::unix::fs::chown(&egg, None, settings.socket_gid).map(|()| listener))
-        .and_then(|listener| {
-            Place::of(&egg).map(|found| {
-                (
-                    listener,
-                    Place {
-                        path: path.clone(),
-                        ..found
-                    },
-                )
-            })
-        })
+        .and_then(|listener| Place::of(&egg).map(|found| (listener, Place { path: path.clone(), ..found })))
         .and_then(|made| fs::rename(&egg, path).map(|()| made));
     let _ = fs::remove_dir_all(&nest);
     made.map_err(failed("listen on"))
 }
 
 fn prepare_directory(directory: &Path, gid: Option<u32>) -> Result<(), ListenError> {
-    let failed = |doing| {
-        move |source| ListenError::Io {
-            doing,
-            path: directory.to_owned(),
-            source,
-        }
-    };
+    let failed = |doing| move |source| ListenError::Io { doing, path: directory.to_owned(), source };
     if !directory.exists() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(DIRECTORY_MODE)
-            .create(directory)
-            .map_err(failed("make directory"))?;
+        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory).map_err(failed("make directory"))?;
         // mkdir(2) applies the umask; the mode must be what the documentation says.
         fs::set_permissions(directory, Permissions::from_mode(DIRECTORY_MODE)).map_err(failed("set the mode of"))?;
         std::os::unix::fs::chown(directory, None, gid).map_err(failed("set the group of"))?;
@@ -228,34 +192,18 @@ fn welcome(agent: &Arc<Agent>, connections: &Arc<Connections>, connections_max: 
         None => format!("uid={} gid={}", caller.uid(), caller.gid()),
     };
     if !is_allowed {
-        agent
-            .metrics
-            .socket
-            .connections_closed
-            .with_label_values(&["not allowed"])
-            .inc();
+        agent.metrics.socket.connections_closed.with_label_values(&["not allowed"]).inc();
         tracing::warn!(%origin, "a caller that is not in allowed_uids or allowed_gids was turned away");
         return;
     }
     while connections.len() >= connections_max {
         if !connections.close_idlest() {
-            agent
-                .metrics
-                .socket
-                .connections_closed
-                .with_label_values(&["too many"])
-                .inc();
+            agent.metrics.socket.connections_closed.with_label_values(&["too many"]).inc();
             tracing::warn!(%origin, "every connection is busy; a new one was turned away");
             return;
         }
     }
     let seat = connections.enter(id);
     tracing::debug!(%origin, "connection opened");
-    tokio::spawn(connection::serve(
-        agent.clone(),
-        connections.clone(),
-        seat,
-        stream,
-        origin,
-    ));
+    tokio::spawn(connection::serve(agent.clone(), connections.clone(), seat, stream, origin));
 }

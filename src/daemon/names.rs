@@ -46,20 +46,15 @@ pub async fn keep_fresh(agent: Arc<Agent>) {
         let mut changed = known.len() != gone;
         for name in names {
             let due = known.get(&name).is_none_or(|known| known.ask_at <= Instant::now());
-            let silent_again = silent.contains(&name)
-                && known
-                    .get(&name)
-                    .is_some_and(|known| known.asked_at.elapsed() > ASK_AGAIN.0);
+            let silent_again =
+                silent.contains(&name) && known.get(&name).is_some_and(|known| known.asked_at.elapsed() > ASK_AGAIN.0);
             if due || silent_again {
                 let lookup = lookup.get_or_insert_with(Lookup::of_host);
                 changed |= ask(lookup, name, &mut known).await;
             }
         }
         if changed {
-            let resolved = known
-                .iter()
-                .filter_map(|(name, known)| known.ip.map(|ip| (name.clone(), ip)))
-                .collect();
+            let resolved = known.iter().filter_map(|(name, known)| known.ip.map(|ip| (name.clone(), ip))).collect();
             if agent.commands.clone().send(Command::Resolved(resolved)).await.is_err() {
                 return;
             }
@@ -73,9 +68,7 @@ async fn ask(lookup: &Lookup, name: DnsName, known: &mut BTreeMap<DnsName, Known
     let before = known.get(&name).and_then(|known| known.ip);
     let (ip, again) = match lookup.addresses(&name).await {
         Ok(addresses) => {
-            let ip = before
-                .filter(|ip| addresses.ips.contains(ip))
-                .or_else(|| addresses.ips.first().copied());
+            let ip = before.filter(|ip| addresses.ips.contains(ip)).or_else(|| addresses.ips.first().copied());
             (ip, addresses.ttl.clamp(ASK_AGAIN.0, ASK_AGAIN.1))
         }
         Err(why) => {
@@ -89,14 +82,7 @@ async fn ask(lookup: &Lookup, name: DnsName, known: &mut BTreeMap<DnsName, Known
     if ip != before {
         tracing::info!(%name, ?ip, "an endpoint's host name resolves");
     }
-    known.insert(
-        name,
-        Known {
-            ip,
-            asked_at: Instant::now(),
-            ask_at: Instant::now() + again,
-        },
-    );
+    known.insert(name, Known { ip, asked_at: Instant::now(), ask_at: Instant::now() + again });
     ip != before
 }
 
@@ -113,10 +99,7 @@ fn endpoint_names(agent: &Agent) -> (BTreeSet<DnsName>, BTreeSet<DnsName>) {
         };
         names.insert(name.clone());
         let Some(device) = document.device_name() else { continue };
-        let seen = view.snapshot.find(&Key::Peer {
-            device,
-            public_key: *public_key,
-        });
+        let seen = view.snapshot.find(&Key::Peer { device, public_key: *public_key });
         let handshake = seen.and_then(|seen| seen.stats).and_then(|stats| stats.last_handshake);
         if handshake.is_some_and(|at| now.since(at) > SESSION_LIFETIME) {
             silent.insert(name.clone());

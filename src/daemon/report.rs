@@ -29,17 +29,11 @@ pub fn status(agent: &Agent) -> StatusSnapshot {
         return StatusSnapshot::default();
     };
     let device = overlay.device_name();
-    let is_up = view
-        .snapshot
-        .find(&Key::Link(device.clone()))
-        .is_some_and(Observed::is_ours);
+    let is_up = view.snapshot.find(&Key::Link(device.clone())).is_some_and(Observed::is_ours);
     StatusSnapshot {
         interface: is_up.then(|| device.to_string()),
         node_ip: document.node_ip(),
-        public_key: document
-            .node_key()
-            .and_then(|key| key.public)
-            .map(|key| key.to_string()),
+        public_key: document.node_key().and_then(|key| key.public).map(|key| key.to_string()),
         overlay_cidr: Some(overlay.cluster.to_string()),
         slice_cidr: overlay.slice.map(|slice| slice.to_string()),
         peer_count: u32::try_from(document.peers().len()).unwrap_or(u32::MAX),
@@ -54,10 +48,7 @@ fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
         return Vec::new();
     };
     let status = |(public_key, peer): (&crate::ids::WgPublicKey, &crate::desired::PeerRecord)| {
-        let seen = snapshot.find(&Key::Peer {
-            device: device.clone(),
-            public_key: *public_key,
-        });
+        let seen = snapshot.find(&Key::Peer { device: device.clone(), public_key: *public_key });
         let learned = seen.and_then(|seen| match &seen.spec {
             Spec::Peer(peer) => peer.endpoint.map(|endpoint| endpoint.address.to_string()),
             _ => None,
@@ -67,12 +58,7 @@ fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
         PeerStatus {
             public_key: public_key.to_string(),
             endpoint: learned.unwrap_or_else(declared),
-            allowed_ips: peer
-                .allowed_ips
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(","),
+            allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
             last_handshake_unix_secs: handshake.and_then(|at| i64::try_from(at.0).ok()).unwrap_or(0),
         }
     };
@@ -97,11 +83,7 @@ pub async fn nat_status(agent: &Agent) -> NatStatus {
         priority: HOST_PRIORITY,
     };
     let candidates = addresses.into_iter().map(candidate).collect();
-    NatStatus {
-        candidates,
-        peers: Vec::new(),
-        last_refresh: agent.clock.now().unix.0,
-    }
+    NatStatus { candidates, peers: Vec::new(), last_refresh: agent.clock.now().unix.0 }
 }
 
 /// The report of `overlayd status`: generations, conditions, trouble.
@@ -114,17 +96,10 @@ pub fn agent_status(agent: &Agent) -> Value {
         .flat_map(|part| counts.iter().filter(move |((of, _), count)| *of == part && **count > 0))
         .map(|((part, state), count)| json!({ "kind": part.word(), "state": state, "count": count }))
         .collect();
-    let troubled: Vec<Value> = view
-        .ledger
-        .troubled()
-        .iter()
-        .map(|(key, condition)| json!({ "key": key, "condition": condition }))
-        .collect();
+    let troubled: Vec<Value> =
+        view.ledger.troubled().iter().map(|(key, condition)| json!({ "key": key, "condition": condition })).collect();
     let own_key = document.node_key().and_then(|key| key.public);
-    let claim_differs = document
-        .node()
-        .claimed_key
-        .is_some_and(|claimed| Some(claimed) != own_key);
+    let claim_differs = document.node().claimed_key.is_some_and(|claimed| Some(claimed) != own_key);
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),

@@ -148,17 +148,9 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
 
     let inbox = Arc::new(Inbox::default());
     let latecomer: Arc<OnceLock<Arc<Agent>>> = Arc::new(OnceLock::new());
-    let committer = Committer::start(
-        document,
-        Box::new(store),
-        clock,
-        announce(inbox.clone(), latecomer.clone()),
-    )
-    .map_err(|error| RunError::Process("start the committer", error))?;
-    let facts = Facts {
-        mtu: settings.mtu,
-        ..Facts::new(mark)
-    };
+    let committer = Committer::start(document, Box::new(store), clock, announce(inbox.clone(), latecomer.clone()))
+        .map_err(|error| RunError::Process("start the committer", error))?;
+    let facts = Facts { mtu: settings.mtu, ..Facts::new(mark) };
     let resync_every = settings.resync_every;
     let engine = Engine::new(kernel, clock, committer.document(), facts);
     let (commands, queue) = runtime::commands();
@@ -182,28 +174,14 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         let agent = agent.clone();
         Arc::new(move || agent.metrics.reconcile.netlink_overruns.inc())
     };
-    let options = RuntimeOptions {
-        glance_every: GLANCE_EVERY,
-        resync_every,
-        jitter_seed: u64::from(mark.link_group()),
-    };
-    tokio::spawn(runtime::run(
-        engine,
-        inbox,
-        queue,
-        options,
-        overruns,
-        after_round(agent.clone(), covered),
-    ));
+    let options =
+        RuntimeOptions { glance_every: GLANCE_EVERY, resync_every, jitter_seed: u64::from(mark.link_group()) };
+    tokio::spawn(runtime::run(engine, inbox, queue, options, overruns, after_round(agent.clone(), covered)));
     tokio::spawn(names::keep_fresh(agent.clone()));
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
     tokio::spawn(tell_systemd(agent.clone()));
-    Ok(Running {
-        agent,
-        committer,
-        place,
-    })
+    Ok(Running { agent, committer, place })
 }
 
 /// Reads the store on a thread of its own: disks may be slow, and a signal must not wait for one.
@@ -219,17 +197,11 @@ fn open_store(state_dir: &Path) -> Result<(DiskStore, Document, String), RunErro
     // Drawn before the store is opened and used only when there is none yet: the key is made once and kept.
     let mut bytes = [0; 32];
     OsRng.try_fill_bytes(&mut bytes).map_err(|error| {
-        RunError::Process(
-            "draw random bytes for the node's key",
-            std::io::Error::other(error.to_string()),
-        )
+        RunError::Process("draw random bytes for the node's key", std::io::Error::other(error.to_string()))
     })?;
     let first_records = || {
         let key = Record::NodeKey(KeyPair::from_private(PrivateKey::from_random_bytes(bytes)));
-        vec![Write {
-            key: RecordKey::NodeKey.to_string(),
-            value: Some(key.encode()),
-        }]
+        vec![Write { key: RecordKey::NodeKey.to_string(), value: Some(key.encode()) }]
     };
     let Opened { store, contents, notes } = DiskStore::open(state_dir, SystemClock.now().unix, first_records)?;
     for note in notes {

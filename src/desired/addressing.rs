@@ -95,10 +95,7 @@ mod tests {
             let next = service_subnet(&cluster, &"s".parse().unwrap(), 0, 26, |c| seen.contains(c)).unwrap();
             seen.push(next);
         }
-        assert_eq!(
-            service_subnet(&cluster, &"s".parse().unwrap(), 0, 26, |c| seen.contains(c)),
-            None
-        );
+        assert_eq!(service_subnet(&cluster, &"s".parse().unwrap(), 0, 26, |c| seen.contains(c)), None);
     }
 
     #[test]

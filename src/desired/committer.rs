@@ -64,11 +64,7 @@ pub enum EditError {
 pub type Listener = Box<dyn Fn(&[Committed], Duration) + Send>;
 
 enum Order {
-    Edit {
-        edit: Box<Edit>,
-        origin: String,
-        reply: oneshot::Sender<Result<Committed, EditError>>,
-    },
+    Edit { edit: Box<Edit>, origin: String, reply: oneshot::Sender<Result<Committed, EditError>> },
     Settle(u64),
     Stop,
 }
@@ -96,27 +92,13 @@ impl Committer {
     ) -> std::io::Result<Self> {
         let (orders, inbox) = sync_channel(QUEUE_MAX);
         let published = Arc::new(RwLock::new(document.clone()));
-        let desk = Desk {
-            staged: document,
-            published: published.clone(),
-            store,
-            clock: Box::new(clock),
-            listener,
-        };
-        let thread = std::thread::Builder::new()
-            .name("committer".into())
-            .spawn(move || desk.run(&inbox))?;
-        Ok(Self {
-            orders,
-            thread,
-            published,
-        })
+        let desk = Desk { staged: document, published: published.clone(), store, clock: Box::new(clock), listener };
+        let thread = std::thread::Builder::new().name("committer".into()).spawn(move || desk.run(&inbox))?;
+        Ok(Self { orders, thread, published })
     }
 
     pub fn editor(&self) -> Editor {
-        Editor {
-            orders: self.orders.clone(),
-        }
+        Editor { orders: self.orders.clone() }
     }
 
     /// The document as far as it is durable.
@@ -141,11 +123,7 @@ impl Editor {
     /// Only [`EditError::Stopping`]; every other answer comes from the [`Submission`].
     pub async fn enqueue(&self, edit: Edit, origin: String) -> Result<Submission, EditError> {
         let (reply, answer) = oneshot::channel();
-        let mut order = Order::Edit {
-            edit: Box::new(edit),
-            origin,
-            reply,
-        };
+        let mut order = Order::Edit { edit: Box::new(edit), origin, reply };
         // The queue is full only under a flood; giving way here slows the flood and nobody else.
         loop {
             match self.orders.try_send(order) {
@@ -282,10 +260,7 @@ impl Desk {
         if let Some(generation) = settled
             && let Err(error) = self.store.settle(generation)
         {
-            tracing::debug!(
-                error = &error as &dyn std::error::Error,
-                "the watermark could not be kept"
-            );
+            tracing::debug!(error = &error as &dyn std::error::Error, "the watermark could not be kept");
         }
         stop
     }
@@ -318,12 +293,7 @@ impl Desk {
         } else {
             tracing::debug!(%origin, edit = %change.summary, "edit changes nothing");
         }
-        Committed {
-            generation: self.staged.generation(),
-            changed,
-            touched: change.touched,
-            grant: change.grant,
-        }
+        Committed { generation: self.staged.generation(), changed, touched: change.touched, grant: change.grant }
     }
 
     /// Makes the group durable, publishes it and answers its edits; or takes it back and says why.
@@ -339,11 +309,7 @@ impl Desk {
         if !entries.is_empty()
             && let Err(error) = self.store.commit(entries)
         {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                edits = entries.len(),
-                "edits could not be kept"
-            );
+            tracing::error!(error = &error as &dyn std::error::Error, edits = entries.len(), "edits could not be kept");
             for inverse in undo.into_iter().rev() {
                 self.staged.absorb(before, &inverse);
             }
@@ -376,8 +342,5 @@ impl Desk {
 }
 
 fn write(mutation: &Mutation) -> Write {
-    Write {
-        key: mutation.key.to_string(),
-        value: mutation.record.as_ref().map(super::record::Record::encode),
-    }
+    Write { key: mutation.key.to_string(), value: mutation.record.as_ref().map(super::record::Record::encode) }
 }

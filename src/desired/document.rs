@@ -119,10 +119,7 @@ impl Document {
 
     /// The mutations that undo `mutations`, were they absorbed now.
     pub fn inverse(&self, mutations: &[Mutation]) -> Vec<Mutation> {
-        let undo = |mutation: &Mutation| Mutation {
-            key: mutation.key.clone(),
-            record: self.record(&mutation.key),
-        };
+        let undo = |mutation: &Mutation| Mutation { key: mutation.key.clone(), record: self.record(&mutation.key) };
         mutations.iter().map(undo).collect()
     }
 

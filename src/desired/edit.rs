@@ -34,24 +34,11 @@ pub enum Edit {
     RemoveOverlay,
     EnsurePeer(PeerRequest),
     RemovePeer(WgPublicKey),
-    EnsureAllowedIp {
-        peer: WgPublicKey,
-        allowed_ip: Cidr,
-    },
-    RemoveAllowedIp {
-        peer: WgPublicKey,
-        allowed_ip: Cidr,
-    },
-    EnsureDns {
-        name: DnsName,
-        ip: IpAddr,
-    },
+    EnsureAllowedIp { peer: WgPublicKey, allowed_ip: Cidr },
+    RemoveAllowedIp { peer: WgPublicKey, allowed_ip: Cidr },
+    EnsureDns { name: DnsName, ip: IpAddr },
     RemoveDns(DnsName),
-    EnsureResolver {
-        zone: Zone,
-        node_ip: IpAddr,
-        port: Option<u16>,
-    },
+    EnsureResolver { zone: Zone, node_ip: IpAddr, port: Option<u16> },
     RemoveResolver(Zone),
 }
 
@@ -169,17 +156,11 @@ pub fn consider(document: &Document, edit: &Edit, next: u64) -> Result<Change, R
     };
     match edit {
         Edit::SetNodeId(id) => {
-            let node = NodeRecord {
-                node_id: Some(*id),
-                ..document.node().clone()
-            };
+            let node = NodeRecord { node_id: Some(*id), ..document.node().clone() };
             propose(document, &mut change, RecordKey::Node, Record::Node(node));
         }
         Edit::ClaimPublicKey(key) => {
-            let node = NodeRecord {
-                claimed_key: Some(*key),
-                ..document.node().clone()
-            };
+            let node = NodeRecord { claimed_key: Some(*key), ..document.node().clone() };
             propose(document, &mut change, RecordKey::Node, Record::Node(node));
         }
         Edit::EnsureOverlay(wanted) => ensure_overlay(document, wanted, next, &mut change)?,
@@ -203,16 +184,8 @@ pub fn consider(document: &Document, edit: &Edit, next: u64) -> Result<Change, R
         Edit::EnsureDns { name, ip } => ensure_dns(document, name, *ip, &mut change)?,
         Edit::RemoveDns(name) => withdraw(document, &mut change, RecordKey::Dns(name.clone())),
         Edit::EnsureResolver { zone, node_ip, port } => {
-            let record = ResolverRecord {
-                node_ip: *node_ip,
-                port: *port,
-            };
-            propose(
-                document,
-                &mut change,
-                RecordKey::Resolver(zone.clone()),
-                Record::Resolver(record),
-            );
+            let record = ResolverRecord { node_ip: *node_ip, port: *port };
+            propose(document, &mut change, RecordKey::Resolver(zone.clone()), Record::Resolver(record));
         }
         Edit::RemoveResolver(zone) => withdraw(document, &mut change, RecordKey::Resolver(zone.clone())),
     }
@@ -222,10 +195,7 @@ pub fn consider(document: &Document, edit: &Edit, next: u64) -> Result<Change, R
 /// Adds the mutation that brings the record about, unless it is there already.
 fn propose(document: &Document, change: &mut Change, key: RecordKey, record: Record) {
     if document.record(&key).as_ref() != Some(&record) {
-        change.mutations.push(Mutation {
-            key,
-            record: Some(record),
-        });
+        change.mutations.push(Mutation { key, record: Some(record) });
     }
 }
 
@@ -245,10 +215,7 @@ fn ensure_overlay(document: &Document, wanted: &OverlayRequest, next: u64, chang
     }
     if let Some(slice) = wanted.slice {
         if !wanted.cluster.contains(&slice) {
-            return Err(Refusal::SliceOutsideCluster {
-                slice,
-                cluster: wanted.cluster,
-            });
+            return Err(Refusal::SliceOutsideCluster { slice, cluster: wanted.cluster });
         }
         if slice.address_at(1).is_none() {
             return Err(Refusal::TooSmall(slice));
@@ -273,10 +240,7 @@ fn ensure_overlay(document: &Document, wanted: &OverlayRequest, next: u64, chang
         }
         record.since = next;
     }
-    change.mutations.push(Mutation {
-        key: RecordKey::Overlay,
-        record: Some(Record::Overlay(record)),
-    });
+    change.mutations.push(Mutation { key: RecordKey::Overlay, record: Some(Record::Overlay(record)) });
     Ok(())
 }
 
@@ -286,20 +250,14 @@ fn remove_overlay(document: &Document, change: &mut Change) {
     withdraw(document, change, RecordKey::Overlay);
     if document.overlay().is_some() {
         for key in document.peers().keys() {
-            change.mutations.push(Mutation {
-                key: RecordKey::Peer(*key),
-                record: None,
-            });
+            change.mutations.push(Mutation { key: RecordKey::Peer(*key), record: None });
         }
     }
     change.touched = Touched::Everything;
 }
 
 fn ensure_peer(document: &Document, wanted: &PeerRequest, next: u64, change: &mut Change) -> Result<(), Refusal> {
-    if document
-        .node_key()
-        .is_some_and(|own| own.public == Some(wanted.public_key))
-    {
+    if document.node_key().is_some_and(|own| own.public == Some(wanted.public_key)) {
         return Err(Refusal::OwnKey);
     }
     let present = document.peers().get(&wanted.public_key);
@@ -344,24 +302,14 @@ fn ensure_peer_record(
                 continue;
             };
             for moved in shrunk.allowed_ips.intersection(&record.allowed_ips) {
-                change
-                    .notes
-                    .push(format!("allowed ip {moved} moves from peer {loser} to peer {key}"));
+                change.notes.push(format!("allowed ip {moved} moves from peer {loser} to peer {key}"));
             }
-            shrunk
-                .allowed_ips
-                .retain(|allowed_ip| !record.allowed_ips.contains(allowed_ip));
+            shrunk.allowed_ips.retain(|allowed_ip| !record.allowed_ips.contains(allowed_ip));
             shrunk.since = next;
             // First in the list: absorbing the winner last leaves it as the holder.
-            change.mutations.push(Mutation {
-                key: RecordKey::Peer(loser),
-                record: Some(Record::Peer(shrunk)),
-            });
+            change.mutations.push(Mutation { key: RecordKey::Peer(loser), record: Some(Record::Peer(shrunk)) });
         }
-        change.mutations.push(Mutation {
-            key: RecordKey::Peer(key),
-            record: Some(Record::Peer(record)),
-        });
+        change.mutations.push(Mutation { key: RecordKey::Peer(key), record: Some(Record::Peer(record)) });
     }
     touch_peers(document, change);
     if change.mutations.is_empty() {

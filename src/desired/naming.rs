@@ -70,22 +70,10 @@ mod tests {
     fn names_equal_those_the_driving_daemon_computes() {
         for (parts, role, expected) in [
             (&["zlayer", "a1b2c3d4"][..], Role::NodeDevice, "zl-8884a724fa-g"),
-            (
-                &["zlayer", "a1b2c3d4", "web-auto"],
-                Role::ServiceBridge,
-                "zl-b89d93d909-b",
-            ),
+            (&["zlayer", "a1b2c3d4", "web-auto"], Role::ServiceBridge, "zl-b89d93d909-b"),
             (&["zlayer", "a1b2c3d4", "shared"], Role::SharedBridge, "zl-522764a10-sh"),
-            (
-                &["zlayer", "a1b2c3d4", "web-dedicated"],
-                Role::ServiceBridge,
-                "zl-95bbb471c1-b",
-            ),
-            (
-                &["zlayer", "a1b2c3d4", "web-dedicated"],
-                Role::DedicatedDevice,
-                "zl-e55ebb00d1-d",
-            ),
+            (&["zlayer", "a1b2c3d4", "web-dedicated"], Role::ServiceBridge, "zl-95bbb471c1-b"),
+            (&["zlayer", "a1b2c3d4", "web-dedicated"], Role::DedicatedDevice, "zl-e55ebb00d1-d"),
             (&["prod", "0", "web"], Role::ServiceBridge, "zl-prod-0-web-b"),
             (&["prod", "0", "database"], Role::ServiceBridge, "zl-18d9a7f712-b"),
             (&["zlayer", "n1"], Role::NodeDevice, "zl-zlayer-n1-g"),

@@ -158,10 +158,7 @@ pub struct BadRecord {
 
 impl BadRecord {
     pub(super) fn new(key: &str, why: impl fmt::Display) -> Self {
-        Self {
-            key: key.to_owned(),
-            why: why.to_string(),
-        }
+        Self { key: key.to_owned(), why: why.to_string() }
     }
 }
 
@@ -217,14 +214,8 @@ struct StoredKey {
 impl StoredKey {
     fn of(pair: &KeyPair) -> Self {
         match &pair.private {
-            Some(private) => Self {
-                private_key: Some(private.reveal().as_str().to_owned()),
-                public_key: None,
-            },
-            None => Self {
-                private_key: None,
-                public_key: pair.public,
-            },
+            Some(private) => Self { private_key: Some(private.reveal().as_str().to_owned()), public_key: None },
+            None => Self { private_key: None, public_key: pair.public },
         }
     }
 
@@ -265,10 +256,7 @@ impl Record {
             RecordKey::NodeKey => {
                 let stored: StoredKey =
                     serde_json::from_slice(bytes).map_err(|_| BadRecord::new(&text, "is not a stored key"))?;
-                stored
-                    .pair()
-                    .map(Record::NodeKey)
-                    .map_err(|why| BadRecord::new(&text, why))
+                stored.pair().map(Record::NodeKey).map_err(|why| BadRecord::new(&text, why))
             }
             RecordKey::Overlay => serde_json::from_slice(bytes).map(Record::Overlay).map_err(bad),
             RecordKey::Peer(_) => serde_json::from_slice(bytes).map(Record::Peer).map_err(bad),

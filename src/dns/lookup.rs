@@ -29,9 +29,7 @@ impl Lookup {
     pub fn of_host() -> Self {
         let built = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
         match built {
-            Ok(resolver) => Self {
-                resolver: Some(resolver),
-            },
+            Ok(resolver) => Self { resolver: Some(resolver) },
             Err(error) => {
                 tracing::warn!(%error, "the host's resolver configuration cannot be read; endpoint host names stay unresolved");
                 Self { resolver: None }
@@ -44,10 +42,7 @@ impl Lookup {
     /// # Errors
     /// A sentence for the log; asking again later may succeed.
     pub async fn addresses(&self, name: &DnsName) -> Result<Addresses, String> {
-        let resolver = self
-            .resolver
-            .as_ref()
-            .ok_or("this host has no resolver configuration")?;
+        let resolver = self.resolver.as_ref().ok_or("this host has no resolver configuration")?;
         // The final dot keeps the host's search list out of it: an endpoint means one name.
         let question = resolver.lookup_ip(format!("{name}."));
         let answer = match tokio::time::timeout(ANSWERED_WITHIN, question).await {
@@ -59,9 +54,6 @@ impl Lookup {
         if ips.is_empty() {
             return Err("the name has no address".into());
         }
-        Ok(Addresses {
-            ips,
-            ttl: answer.valid_until().saturating_duration_since(Instant::now()),
-        })
+        Ok(Addresses { ips, ttl: answer.valid_until().saturating_duration_since(Instant::now()) })
     }
 }

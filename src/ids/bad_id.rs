@@ -16,19 +16,11 @@ impl BadId {
         if shown.len() < text.len() {
             shown.push('…');
         }
-        Self {
-            what,
-            shown: format!("{shown:?}"),
-            rule,
-        }
+        Self { what, shown: format!("{shown:?}"), rule }
     }
 
     /// For texts that may hold a secret (a private key sent in the wrong field): the text is not repeated.
     pub(crate) fn hidden(what: &'static str, rule: &'static str) -> Self {
-        Self {
-            what,
-            shown: "(not shown)".into(),
-            rule,
-        }
+        Self { what, shown: "(not shown)".into(), rule }
     }
 }

@@ -38,9 +38,8 @@ impl FromStr for Endpoint {
     type Err = BadId;
     fn from_str(text: &str) -> Result<Self, BadId> {
         let bad = |rule| BadId::new("endpoint", text, rule);
-        let (host, port) = text
-            .rsplit_once(':')
-            .ok_or_else(|| bad("must be HOST:PORT; an IPv6 address in brackets"))?;
+        let (host, port) =
+            text.rsplit_once(':').ok_or_else(|| bad("must be HOST:PORT; an IPv6 address in brackets"))?;
         if !port.bytes().all(|b| b.is_ascii_digit()) {
             return Err(bad("must end in a port from 1 to 65535"));
         }
@@ -50,9 +49,7 @@ impl FromStr for Endpoint {
         }
         let host = if let Some(inner) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Host::Address(IpAddr::V6(
-                inner
-                    .parse::<Ipv6Addr>()
-                    .map_err(|_| bad("has no IPv6 address between its brackets"))?,
+                inner.parse::<Ipv6Addr>().map_err(|_| bad("has no IPv6 address between its brackets"))?,
             ))
         } else if host.contains(':') {
             return Err(bad("must have its IPv6 address in brackets, as [2001:db8::1]:51820"));
@@ -61,10 +58,7 @@ impl FromStr for Endpoint {
         } else if host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
             return Err(bad("has neither an IPv4 address nor a host name before the port"));
         } else {
-            Host::Name(
-                host.parse()
-                    .map_err(|_| bad("has neither an address nor a host name before the port"))?,
-            )
+            Host::Name(host.parse().map_err(|_| bad("has neither an address nor a host name before the port"))?)
         };
         if let Host::Address(ip) = &host
             && (ip.is_unspecified() || ip.is_multicast())

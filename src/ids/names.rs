@@ -51,10 +51,7 @@ fn dns_name(what: &'static str, text: &str) -> Result<String, BadId> {
         if label.is_empty() || label.len() > DNS_LABEL_MAX {
             return Err(bad("must consist of labels of 1 to 63 characters"));
         }
-        if !label
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-        {
+        if !label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
             return Err(bad("may hold only letters, digits, '-', '_' and dots"));
         }
         if label.starts_with('-') || label.ends_with('-') {

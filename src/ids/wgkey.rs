@@ -32,12 +32,10 @@ impl FromStr for WgPublicKey {
     /// The text is not repeated in the error: somebody may have sent a private key by mistake.
     fn from_str(text: &str) -> Result<Self, BadId> {
         let bad = |rule| BadId::hidden("WireGuard public key", rule);
-        let bytes = STANDARD
-            .decode(text)
-            .map_err(|_| bad("must be base64 of 32 bytes (44 characters ending in '=')"))?;
-        let bytes: [u8; 32] = bytes
-            .try_into()
-            .map_err(|_| bad("must be base64 of exactly 32 bytes (44 characters ending in '=')"))?;
+        let bytes =
+            STANDARD.decode(text).map_err(|_| bad("must be base64 of 32 bytes (44 characters ending in '=')"))?;
+        let bytes: [u8; 32] =
+            bytes.try_into().map_err(|_| bad("must be base64 of exactly 32 bytes (44 characters ending in '=')"))?;
         if bytes == [0; 32] {
             return Err(bad("is all zeros, which WireGuard reads as \"no key\""));
         }

@@ -20,14 +20,8 @@ pub enum Subsystem {
 }
 
 impl Subsystem {
-    pub const ALL: [Subsystem; 6] = [
-        Subsystem::Link,
-        Subsystem::Address,
-        Subsystem::Route,
-        Subsystem::Sysctl,
-        Subsystem::Device,
-        Subsystem::Peer,
-    ];
+    pub const ALL: [Subsystem; 6] =
+        [Subsystem::Link, Subsystem::Address, Subsystem::Route, Subsystem::Sysctl, Subsystem::Device, Subsystem::Peer];
 
     /// The word used in metric labels, diffs and logs.
     pub fn word(self) -> &'static str {
@@ -142,13 +136,7 @@ impl fmt::Debug for Key {
 impl FromStr for Key {
     type Err = BadId;
     fn from_str(text: &str) -> Result<Self, BadId> {
-        let bad = || {
-            BadId::new(
-                "object key",
-                text,
-                "must be KIND/NAME…, as `overlayd diff --json` writes it",
-            )
-        };
+        let bad = || BadId::new("object key", text, "must be KIND/NAME…, as `overlayd diff --json` writes it");
         let (kind, rest) = text.split_once('/').ok_or_else(bad)?;
         if kind == "link" {
             return rest.parse().map(Key::Link);
@@ -158,30 +146,19 @@ impl FromStr for Key {
         }
         if kind == "route" {
             let (destination, metric) = rest.rsplit_once('/').ok_or_else(bad)?;
-            return Ok(Key::Route {
-                destination: destination.parse()?,
-                metric: metric.parse().map_err(|_| bad())?,
-            });
+            return Ok(Key::Route { destination: destination.parse()?, metric: metric.parse().map_err(|_| bad())? });
         }
         let (link, rest) = rest.split_once('/').ok_or_else(bad)?;
         let link: IfName = link.parse()?;
         match kind {
-            "address" => Ok(Key::Address {
-                link,
-                address: rest.parse().map_err(|_| bad())?,
-            }),
+            "address" => Ok(Key::Address { link, address: rest.parse().map_err(|_| bad())? }),
             "sysctl" => {
                 let (family, name) = rest.split_once('.').ok_or_else(bad)?;
-                let setting = Setting::ALL
-                    .into_iter()
-                    .find(|setting| setting.path() == (family, name))
-                    .ok_or_else(bad)?;
+                let setting =
+                    Setting::ALL.into_iter().find(|setting| setting.path() == (family, name)).ok_or_else(bad)?;
                 Ok(Key::Sysctl { link, setting })
             }
-            "peer" => Ok(Key::Peer {
-                device: link,
-                public_key: rest.parse()?,
-            }),
+            "peer" => Ok(Key::Peer { device: link, public_key: rest.parse()? }),
             _ => Err(bad()),
         }
     }

@@ -94,10 +94,7 @@ pub struct KeyPair {
 
 impl KeyPair {
     pub fn from_private(private: PrivateKey) -> Self {
-        Self {
-            public: Some(private.public_key()),
-            private: Some(private),
-        }
+        Self { public: Some(private.public_key()), private: Some(private) }
     }
 
     pub fn from_public(public: Option<WgPublicKey>) -> Self {

@@ -54,11 +54,7 @@ pub struct Observed {
 
 impl Observed {
     pub fn ours(spec: Spec) -> Self {
-        Self {
-            spec,
-            owner: Owner::Ours,
-            stats: None,
-        }
+        Self { spec, owner: Owner::Ours, stats: None }
     }
 
     pub fn is_ours(&self) -> bool {
@@ -141,11 +137,7 @@ impl Snapshot {
         match action.result() {
             Some(spec) => {
                 let stats = self.objects.get(key).and_then(|seen| seen.stats);
-                let observed = Observed {
-                    spec: spec.clone(),
-                    owner: Owner::Ours,
-                    stats,
-                };
+                let observed = Observed { spec: spec.clone(), owner: Owner::Ours, stats };
                 self.insert(key.clone(), observed);
             }
             None => {
@@ -164,10 +156,7 @@ impl Snapshot {
 
     /// The snapshot as plain data, for `diff --observed` and fixtures.
     pub fn to_observation(&self) -> Observation {
-        Observation {
-            coverage: self.coverage.clone(),
-            objects: self.objects.clone(),
-        }
+        Observation { coverage: self.coverage.clone(), objects: self.objects.clone() }
     }
 
     fn insert(&mut self, key: Key, observed: Observed) {
@@ -203,10 +192,7 @@ impl Snapshot {
     }
 
     fn take_allowed_ip(&mut self, device: &IfName, from: &WgPublicKey, allowed_ip: &Cidr) {
-        let key = Key::Peer {
-            device: device.clone(),
-            public_key: *from,
-        };
+        let key = Key::Peer { device: device.clone(), public_key: *from };
         if let Some(Spec::Peer(peer)) = self.objects.get_mut(&key).map(|seen| &mut seen.spec) {
             peer.allowed_ips.remove(allowed_ip);
         }

@@ -124,16 +124,7 @@ pub struct Engine<K, C> {
 impl<K: Kernel, C: Clock> Engine<K, C> {
     pub fn new(kernel: K, clock: C, document: Arc<RwLock<Document>>, facts: Facts) -> Self {
         let settled = document.read().unwrap_or_else(PoisonError::into_inner).settled();
-        Self {
-            kernel,
-            clock,
-            document,
-            facts,
-            settled,
-            view: SharedView::default(),
-            trusted: false,
-            partial_looks: 0,
-        }
+        Self { kernel, clock, document, facts, settled, view: SharedView::default(), trusted: false, partial_looks: 0 }
     }
 
     pub fn view(&self) -> SharedView {
@@ -216,10 +207,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     }
 
     async fn full_round(&mut self, first: Look) -> Round {
-        let mut round = Round {
-            full: true,
-            ..Round::default()
-        };
+        let mut round = Round { full: true, ..Round::default() };
         for pass in 0..PASSES_MAX {
             let looked_at = self.clock.now();
             // What a change did is looked at with everything around it.
@@ -276,21 +264,11 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             self.trusted = false;
             round.again_at = Some(self.clock.now().instant);
         }
-        let Scope::Keys(keys) = scope else {
-            unreachable!("the scope was built from keys")
-        };
-        let done: BTreeSet<&Key> = round
-            .actions
-            .iter()
-            .filter(|record| record.result == "ok")
-            .map(|record| &record.key)
-            .collect();
-        let stuck: BTreeSet<&Key> = plan
-            .steps
-            .iter()
-            .map(|step| step.action.key())
-            .filter(|key| !done.contains(key))
-            .collect();
+        let Scope::Keys(keys) = scope else { unreachable!("the scope was built from keys") };
+        let done: BTreeSet<&Key> =
+            round.actions.iter().filter(|record| record.result == "ok").map(|record| &record.key).collect();
+        let stuck: BTreeSet<&Key> =
+            plan.steps.iter().map(|step| step.action.key()).filter(|key| !done.contains(key)).collect();
         let now = self.clock.now();
         let mut view = self.view.write();
         for key in &keys {
@@ -323,26 +301,16 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
                 Spec::Peer(peer) => Some(&peer.allowed_ips),
                 _ => None,
             });
-            let holders = wanted
-                .into_iter()
-                .flatten()
-                .filter_map(|ip| view.snapshot.holder(device, ip));
+            let holders = wanted.into_iter().flatten().filter_map(|ip| view.snapshot.holder(device, ip));
             let takers = seen.into_iter().flatten().filter_map(|ip| document.holder(ip));
-            others.extend(holders.chain(takers).map(|peer| Key::Peer {
-                device: device.clone(),
-                public_key: *peer,
-            }));
+            others.extend(holders.chain(takers).map(|peer| Key::Peer { device: device.clone(), public_key: *peer }));
         }
         keys.extend(others);
     }
 
     async fn look(&mut self, look: Look) -> Result<(), String> {
         let interest = self.interest(look);
-        let observation = self
-            .kernel
-            .observe(&interest)
-            .await
-            .map_err(|error| error.to_string())?;
+        let observation = self.kernel.observe(&interest).await.map_err(|error| error.to_string())?;
         let mut view = self.view.write();
         if look == Look::Node {
             view.snapshot.distrust();
@@ -358,11 +326,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             Look::Node => Subsystem::ALL.into_iter().collect(),
             Look::Peers => [Subsystem::Device, Subsystem::Peer].into_iter().collect(),
         };
-        Interest {
-            subsystems,
-            links,
-            keys,
-        }
+        Interest { subsystems, links, keys }
     }
 
     fn lower(&self, scope: &Scope) -> (Target, u64) {
@@ -435,12 +399,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
                     ("failed", Some(error.to_string()))
                 }
             };
-            round.actions.push(ActionRecord {
-                key: key.clone(),
-                verb: step.action.verb(),
-                result,
-                error,
-            });
+            round.actions.push(ActionRecord { key: key.clone(), verb: step.action.verb(), result, error });
         }
         failed
     }
@@ -449,10 +408,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     fn conclude(&self, target: &Target, plan: &Plan, round: &mut Round) {
         let mut view = self.view.write();
         for step in &plan.steps {
-            *round
-                .left
-                .entry((step.action.key().subsystem(), step.action.verb()))
-                .or_default() += 1;
+            *round.left.entry((step.action.key().subsystem(), step.action.verb())).or_default() += 1;
         }
         let now = self.clock.now();
         let stuck: BTreeSet<&Key> = plan.steps.iter().map(|step| step.action.key()).collect();
@@ -462,14 +418,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             view.ledger.forget(&key);
         }
         for (key, wanted) in &target.objects {
-            settle_key(
-                &mut view.ledger,
-                key,
-                wanted.since,
-                plan.withheld.get(key),
-                stuck.contains(key),
-                now,
-            );
+            settle_key(&mut view.ledger, key, wanted.since, plan.withheld.get(key), stuck.contains(key), now);
         }
         note_incomplete(&mut view.ledger, target);
         let settled = plan.steps.is_empty() && plan.withheld.is_empty();
@@ -482,9 +431,7 @@ fn is_whole(view: &View) -> bool {
 }
 
 fn waits_for(other: &Key) -> Condition {
-    Condition::Pending {
-        why: format!("waits for {other}"),
-    }
+    Condition::Pending { why: format!("waits for {other}") }
 }
 
 /// An object of ours that changed though the document did not. Before its first realization in this process nothing is drift.
@@ -516,12 +463,7 @@ fn note_incomplete(ledger: &mut Ledger, target: &Target) {
 fn settle_key(ledger: &mut Ledger, key: &Key, since: u64, withheld: Option<&Withheld>, stuck: bool, now: Now) {
     match withheld {
         Some(Withheld::Blocked(why)) => ledger.set(key, Condition::Blocked { why: why.clone() }),
-        Some(Withheld::WaitsFor(other)) => ledger.set(
-            key,
-            Condition::Blocked {
-                why: format!("waits for {other}"),
-            },
-        ),
+        Some(Withheld::WaitsFor(other)) => ledger.set(key, Condition::Blocked { why: format!("waits for {other}") }),
         Some(Withheld::Unseen(why)) => ledger.unseen(key, why, now),
         None if stuck && ledger.is_contended(key, now) => ledger.contend(key),
         // What failed said so itself; what was skipped waits for it.

@@ -62,34 +62,15 @@ pub struct Note {
 
 impl Diff {
     pub fn new(document: &Document, target: &Target, plan: &Plan) -> Self {
-        let differences = plan
-            .steps
-            .iter()
-            .map(|step| difference(document, target, step))
-            .collect();
+        let differences = plan.steps.iter().map(|step| difference(document, target, step)).collect();
         let withheld = plan
             .withheld
             .iter()
-            .map(|(key, withheld)| WithheldObject {
-                key: key.clone(),
-                withheld: withheld.clone(),
-            })
+            .map(|(key, withheld)| WithheldObject { key: key.clone(), withheld: withheld.clone() })
             .collect();
-        let incomplete = target
-            .incomplete
-            .iter()
-            .map(|(key, why)| Note {
-                key: key.clone(),
-                why: why.clone(),
-            })
-            .collect();
-        Self {
-            format: DIFF_FORMAT,
-            generation: document.generation(),
-            differences,
-            withheld,
-            incomplete,
-        }
+        let incomplete =
+            target.incomplete.iter().map(|(key, why)| Note { key: key.clone(), why: why.clone() }).collect();
+        Self { format: DIFF_FORMAT, generation: document.generation(), differences, withheld, incomplete }
     }
 
     /// True when the node is as the document says.
@@ -131,10 +112,7 @@ fn difference(document: &Document, target: &Target, step: &Step) -> Difference {
         key: key.clone(),
         reason: step.reason.clone(),
         what: describe(spec),
-        wanted_by: target
-            .objects
-            .get(key)
-            .map_or_else(String::new, |wanted| wanted_by(document, key, wanted.since)),
+        wanted_by: target.objects.get(key).map_or_else(String::new, |wanted| wanted_by(document, key, wanted.since)),
     }
 }
 
@@ -147,10 +125,8 @@ fn line(difference: &Difference) -> String {
     let cause = match &difference.reason {
         Reason::Missing => format!("missing, {}", difference.wanted_by),
         Reason::Changed(fields) => {
-            let changes: Vec<String> = fields
-                .iter()
-                .map(|change| format!("{} {} -> {}", change.field, change.from, change.to))
-                .collect();
+            let changes: Vec<String> =
+                fields.iter().map(|change| format!("{} {} -> {}", change.field, change.from, change.to)).collect();
             format!("{}; {}", changes.join(", "), difference.wanted_by)
         }
         Reason::Extra => "ours, but not in the document".into(),
@@ -179,10 +155,7 @@ fn describe(spec: &Spec) -> String {
         Spec::Peer(peer) => {
             let ips: Vec<String> = peer.allowed_ips.iter().take(4).map(ToString::to_string).collect();
             let more = if peer.allowed_ips.len() > ips.len() { ",…" } else { "" };
-            format!(
-                "allowed ips {}{more}",
-                if ips.is_empty() { "none".into() } else { ips.join(",") }
-            )
+            format!("allowed ips {}{more}", if ips.is_empty() { "none".into() } else { ips.join(",") })
         }
     }
 }
@@ -192,10 +165,9 @@ fn wanted_by(document: &Document, key: &Key, since: u64) -> String {
         Key::Peer { .. } => format!("wanted by this peer's entry since generation {since}"),
         Key::Link(_) | Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => {
             match document.overlay() {
-                Some(overlay) => format!(
-                    "wanted by overlay {}/{} since generation {since}",
-                    overlay.deployment, overlay.instance
-                ),
+                Some(overlay) => {
+                    format!("wanted by overlay {}/{} since generation {since}", overlay.deployment, overlay.instance)
+                }
                 None => String::new(),
             }
         }

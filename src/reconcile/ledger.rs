@@ -38,11 +38,7 @@ pub enum Condition {
     /// Cannot be done until a person or another program gives way.
     Blocked { why: String },
     /// Tried and failed; tried again with growing pauses.
-    Failing {
-        attempts: u32,
-        since: UnixTime,
-        error: String,
-    },
+    Failing { attempts: u32, since: UnixTime, error: String },
 }
 
 impl Condition {
@@ -75,9 +71,7 @@ struct Entry {
 impl Default for Entry {
     fn default() -> Self {
         Self {
-            condition: Condition::Pending {
-                why: "not looked at yet".into(),
-            },
+            condition: Condition::Pending { why: "not looked at yet".into() },
             realized: None,
             tried: NOT_WANTED,
             attempts: 0,
@@ -115,18 +109,14 @@ impl Ledger {
         }
         for (key, condition) in &self.troubled {
             *counts.entry((key.subsystem(), condition.word())).or_default() += 1;
-            counts
-                .entry((key.subsystem(), Condition::Realized.word()))
-                .and_modify(|count| *count -= 1);
+            counts.entry((key.subsystem(), Condition::Realized.word())).and_modify(|count| *count -= 1);
         }
         counts
     }
 
     /// True when nothing is failing or blocked. What is pending waits for somebody else and is as right as it can be.
     pub fn is_in_sync(&self) -> bool {
-        self.troubled
-            .values()
-            .all(|condition| matches!(condition, Condition::Pending { .. }))
+        self.troubled.values().all(|condition| matches!(condition, Condition::Pending { .. }))
     }
 
     pub fn realized_at(&self, key: &Key) -> Option<u64> {
@@ -135,9 +125,7 @@ impl Ledger {
 
     /// True when the object was wanted at some time since this process started, and tried or found right.
     pub fn was_wanted(&self, key: &Key) -> bool {
-        self.entries
-            .get(key)
-            .is_some_and(|entry| entry.realized.is_some() || entry.tried != NOT_WANTED)
+        self.entries.get(key).is_some_and(|entry| entry.realized.is_some() || entry.tried != NOT_WANTED)
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
@@ -155,10 +143,7 @@ impl Ledger {
 
     /// The earliest moment at which an object that backs off may be tried again.
     pub fn next_due(&self) -> Option<Instant> {
-        self.troubled
-            .keys()
-            .filter_map(|key| self.entries.get(key).and_then(|entry| entry.not_before))
-            .min()
+        self.troubled.keys().filter_map(|key| self.entries.get(key).and_then(|entry| entry.not_before)).min()
     }
 
     /// Notes a condition that no try of ours can end: what ends it is a look at the node, so nothing backs off.
@@ -176,14 +161,7 @@ impl Ledger {
             Some(Condition::Realized | Condition::Pending { .. } | Condition::Blocked { .. }) | None => now.unix,
         };
         let error = format!("not seen whole: {why}");
-        self.set(
-            key,
-            Condition::Failing {
-                attempts: 0,
-                since,
-                error,
-            },
-        );
+        self.set(key, Condition::Failing { attempts: 0, since, error });
     }
 
     /// The object is undone as often as it is repaired; it waits out its pause.
@@ -216,21 +194,13 @@ impl Ledger {
             Condition::Failing { since, .. } => *since,
             Condition::Realized | Condition::Pending { .. } | Condition::Blocked { .. } => now.unix,
         };
-        entry.attempts = if entry.tried == since {
-            entry.attempts.saturating_add(1)
-        } else {
-            1
-        };
+        entry.attempts = if entry.tried == since { entry.attempts.saturating_add(1) } else { 1 };
         entry.tried = since;
         entry.not_before = Some(now.instant + backoff(entry.attempts));
         let condition = if blocked {
             Condition::Blocked { why: error }
         } else {
-            Condition::Failing {
-                attempts: entry.attempts,
-                since: first,
-                error,
-            }
+            Condition::Failing { attempts: entry.attempts, since: first, error }
         };
         entry.condition = condition.clone();
         self.note(key, condition);
@@ -239,9 +209,7 @@ impl Ledger {
     /// The object had drifted and was repaired; counts towards contention.
     pub fn repaired(&mut self, key: &Key, now: Now) {
         let entry = self.entry(key);
-        let fresh = entry
-            .repairs_since
-            .is_none_or(|since| now.instant.duration_since(since) > CONTENTION_WINDOW);
+        let fresh = entry.repairs_since.is_none_or(|since| now.instant.duration_since(since) > CONTENTION_WINDOW);
         if fresh {
             entry.repairs = 0;
             entry.repairs_since = Some(now.instant);

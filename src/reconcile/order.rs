@@ -19,11 +19,8 @@ use crate::{
 ///
 /// *Assumes*: of an object that is replaced, the deletion comes before the creation. They keep that order.
 pub fn sort(steps: &mut [Step]) {
-    let fallbacks: BTreeSet<Key> = steps
-        .iter()
-        .filter(|step| creates_fallback(step))
-        .map(|step| step.action.key().clone())
-        .collect();
+    let fallbacks: BTreeSet<Key> =
+        steps.iter().filter(|step| creates_fallback(step)).map(|step| step.action.key().clone()).collect();
     steps.sort_by_cached_key(|step| {
         let key = step.action.key();
         let rank = match (&step.action, &step.reason) {
@@ -76,10 +73,7 @@ impl<'a> Undone<'a> {
     /// Notes a step. The list stays short whatever happens to ten thousand peers: nothing stands on a peer.
     pub fn note(&mut self, action: &'a Action) {
         let carries_others = match action {
-            Action::Create {
-                key: Key::Link(_) | Key::Device(_),
-                ..
-            } => true,
+            Action::Create { key: Key::Link(_) | Key::Device(_), .. } => true,
             Action::Create { spec, .. } => is_fallback(spec),
             Action::Delete { key, .. } => key.subsystem() != Subsystem::Peer,
             Action::Update { .. } => false,
@@ -91,10 +85,7 @@ impl<'a> Undone<'a> {
 
     /// The object for want of which `later` cannot be done.
     pub fn cause(&self, later: &Action) -> Option<&'a Key> {
-        self.0
-            .iter()
-            .find(|undone| depends_on(later, undone))
-            .map(|undone| undone.key())
+        self.0.iter().find(|undone| depends_on(later, undone)).map(|undone| undone.key())
     }
 }
 
@@ -104,17 +95,10 @@ fn depends_on(later: &Action, failed: &Action) -> bool {
     match (failed, later) {
         (Action::Delete { key, .. }, Action::Create { key: same, .. }) => key == same,
         (
-            Action::Create {
-                key: Key::Link(name), ..
-            },
+            Action::Create { key: Key::Link(name), .. },
             Action::Create { spec, .. } | Action::Update { to: spec, .. },
         ) => needs_link(spec, name),
-        (
-            Action::Create {
-                key: Key::Device(name), ..
-            },
-            _,
-        ) => {
+        (Action::Create { key: Key::Device(name), .. }, _) => {
             matches!(later.key(), Key::Peer { device, .. } if device == name)
         }
         // Without the route that refuses strays no peer may attract traffic.

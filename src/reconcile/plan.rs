@@ -100,13 +100,7 @@ pub enum Withheld {
 ///
 /// *Guarantees*: pure, total and deterministic (I-06). With `snapshot` equal to `target` the plan is empty (I-09).
 pub fn plan(target: &Target, snapshot: &Snapshot, scope: &Scope, now: UnixTime) -> Plan {
-    let mut planner = Planner {
-        target,
-        snapshot,
-        now,
-        plan: Plan::default(),
-        leaving: BTreeSet::new(),
-    };
+    let mut planner = Planner { target, snapshot, now, plan: Plan::default(), leaving: BTreeSet::new() };
     match scope {
         Scope::Everything => {
             planner.mark_leaving_links();
@@ -172,21 +166,13 @@ impl Planner<'_> {
         let part = key.subsystem();
         match self.snapshot.coverage(part) {
             Coverage::Whole => {
-                self.step(
-                    Action::Create {
-                        key: key.clone(),
-                        spec: spec.clone(),
-                    },
-                    Reason::Missing,
-                );
+                self.step(Action::Create { key: key.clone(), spec: spec.clone() }, Reason::Missing);
             }
             Coverage::Partial(why) => {
                 self.plan.withheld.insert(key.clone(), Withheld::Unseen(why.clone()));
             }
             Coverage::Unknown => {
-                self.plan
-                    .withheld
-                    .insert(key.clone(), Withheld::Unseen(format!("no {part} was looked at")));
+                self.plan.withheld.insert(key.clone(), Withheld::Unseen(format!("no {part} was looked at")));
             }
         }
     }
@@ -200,20 +186,8 @@ impl Planner<'_> {
             return;
         }
         if must_replace(spec, &seen.spec) {
-            self.step(
-                Action::Delete {
-                    key: key.clone(),
-                    was: seen.spec.clone(),
-                },
-                Reason::Replaced,
-            );
-            self.step(
-                Action::Create {
-                    key: key.clone(),
-                    spec: spec.clone(),
-                },
-                Reason::Replaced,
-            );
+            self.step(Action::Delete { key: key.clone(), was: seen.spec.clone() }, Reason::Replaced);
+            self.step(Action::Create { key: key.clone(), spec: spec.clone() }, Reason::Replaced);
             return;
         }
         let (from, to) = match (spec, &seen.spec) {
@@ -225,14 +199,7 @@ impl Planner<'_> {
         };
         let fields = differences(&from, &to);
         if !fields.is_empty() {
-            self.step(
-                Action::Update {
-                    key: key.clone(),
-                    from,
-                    to,
-                },
-                Reason::Changed(fields),
-            );
+            self.step(Action::Update { key: key.clone(), from, to }, Reason::Changed(fields));
         }
     }
 
@@ -245,13 +212,7 @@ impl Planner<'_> {
         {
             return;
         }
-        self.step(
-            Action::Delete {
-                key: key.clone(),
-                was: seen.spec.clone(),
-            },
-            Reason::Extra,
-        );
+        self.step(Action::Delete { key: key.clone(), was: seen.spec.clone() }, Reason::Extra);
     }
 
     /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
@@ -279,11 +240,7 @@ impl Planner<'_> {
             (Some(document), Some(kernel)) if document.address != kernel.address => {
                 let handshake = seen.stats.and_then(|stats| stats.last_handshake);
                 let silent = handshake.is_none_or(|at| self.now.since(at) > SESSION_LIFETIME);
-                if document.pinned || (document.resolved && silent) {
-                    wanted.endpoint
-                } else {
-                    is.endpoint
-                }
+                if document.pinned || (document.resolved && silent) { wanted.endpoint } else { is.endpoint }
             }
             (Some(_), None) => wanted.endpoint,
             // Equal, or an endpoint that the kernel learned and the document does not know.
@@ -291,8 +248,7 @@ impl Planner<'_> {
         };
         // An allowed IP that another peer of the target takes is moved by that peer's own change.
         if let Key::Peer { device, .. } = key {
-            from.allowed_ips
-                .retain(|ip| wanted.allowed_ips.contains(ip) || self.target.holder(device, ip).is_none());
+            from.allowed_ips.retain(|ip| wanted.allowed_ips.contains(ip) || self.target.holder(device, ip).is_none());
         }
         (from, to)
     }

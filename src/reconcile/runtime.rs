@@ -99,13 +99,7 @@ impl Inbox {
             return None;
         }
         let generation = pending.generation;
-        Some(std::mem::replace(
-            &mut *pending,
-            Pending {
-                generation,
-                ..Pending::default()
-            },
-        ))
+        Some(std::mem::replace(&mut *pending, Pending { generation, ..Pending::default() }))
     }
 }
 
@@ -153,11 +147,7 @@ impl Scheduler {
     /// Asks for a full round no later than `at`.
     fn require(&mut self, at: Instant, cause: &'static str) {
         if at < self.due.at {
-            self.due = Due {
-                at,
-                cause,
-                woken_at: now(),
-            };
+            self.due = Due { at, cause, woken_at: now() };
         }
     }
 
@@ -170,11 +160,7 @@ impl Scheduler {
         let tenth = self.resync_every / 10;
         let spread = tenth.mul_f64((self.jitter % 2001) as f64 / 1000.0);
         let at = now() + self.resync_every - tenth + spread;
-        self.due = Due {
-            at,
-            cause: "resync",
-            woken_at: at,
-        };
+        self.due = Due { at, cause: "resync", woken_at: at };
     }
 
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Option<Work>> {
@@ -237,18 +223,8 @@ impl Scheduler {
             });
         }
         let pending = edits?;
-        let scope = if pending.everything {
-            Scope::Everything
-        } else {
-            Scope::Keys(pending.keys)
-        };
-        Some(Work::Round {
-            scope,
-            covers: pending.generation,
-            edits: pending.timed,
-            woken_at: now(),
-            cause: "edit",
-        })
+        let scope = if pending.everything { Scope::Everything } else { Scope::Keys(pending.keys) };
+        Some(Work::Round { scope, covers: pending.generation, edits: pending.timed, woken_at: now(), cause: "edit" })
     }
 }
 
@@ -308,11 +284,7 @@ pub async fn run<K: Kernel, C: Clock>(
         commands,
         resync_every: options.resync_every,
         jitter: options.jitter_seed.max(1),
-        due: Due {
-            at: started,
-            cause: "start",
-            woken_at: started,
-        },
+        due: Due { at: started, cause: "start", woken_at: started },
         glance_every: options.glance_every,
         glance_at: started + options.glance_every,
         after_command: false,
@@ -321,13 +293,7 @@ pub async fn run<K: Kernel, C: Clock>(
     };
     while let Some(work) = scheduler.next().await {
         match work {
-            Work::Round {
-                scope,
-                covers,
-                edits,
-                woken_at,
-                cause,
-            } => {
+            Work::Round { scope, covers, edits, woken_at, cause } => {
                 if scope == Scope::Everything {
                     scheduler.rewind();
                 }
@@ -351,12 +317,7 @@ pub async fn run<K: Kernel, C: Clock>(
                 let round = engine.glance().await;
                 scheduler.pace_glances(now() - begun);
                 follow_up(&mut scheduler, &round);
-                finished(Finished {
-                    round: &round,
-                    cause: "glance",
-                    lags: Vec::new(),
-                    since_woken: now() - begun,
-                });
+                finished(Finished { round: &round, cause: "glance", lags: Vec::new(), since_woken: now() - begun });
             }
             Work::Command(command) => obey(&mut engine, &mut scheduler, command, &mut finished).await,
         }

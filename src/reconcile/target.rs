@@ -39,12 +39,7 @@ pub struct Facts {
 
 impl Facts {
     pub fn new(mark: Mark) -> Self {
-        Self {
-            mark,
-            mtu: DEFAULT_MTU,
-            resolved: BTreeMap::new(),
-            suspended: false,
-        }
+        Self { mark, mtu: DEFAULT_MTU, resolved: BTreeMap::new(), suspended: false }
     }
 }
 
@@ -135,53 +130,29 @@ pub fn places(document: &Document, facts: &Facts) -> (BTreeSet<IfName>, BTreeSet
     let Some(overlay) = document.overlay() else {
         return Default::default();
     };
-    let route = |metric| Key::Route {
-        destination: overlay.cluster,
-        metric,
-    };
+    let route = |metric| Key::Route { destination: overlay.cluster, metric };
     let routes = [route(facts.mark.route_metric()), route(facts.mark.fallback_metric())];
     (BTreeSet::from([overlay.device_name()]), BTreeSet::from(routes))
 }
 
 fn lower_overlay(document: &Document, overlay: &OverlayRecord, device: &IfName, facts: &Facts, target: &mut Target) {
     let since = overlay.since;
-    let fallback = Key::Route {
-        destination: overlay.cluster,
-        metric: facts.mark.fallback_metric(),
-    };
+    let fallback = Key::Route { destination: overlay.cluster, metric: facts.mark.fallback_metric() };
     target.want(fallback, Spec::Route(RouteSpec::Unreachable), since);
     if facts.suspended {
         return;
     }
-    let link = LinkSpec {
-        kind: LinkKind::WireGuard,
-        mtu: facts.mtu,
-        up: true,
-    };
+    let link = LinkSpec { kind: LinkKind::WireGuard, mtu: facts.mtu, up: true };
     target.want(Key::Link(device.clone()), Spec::Link(link), since);
     let (setting, value) = setting_for(&overlay.cluster);
-    target.want(
-        Key::Sysctl {
-            link: device.clone(),
-            setting,
-        },
-        Spec::Sysctl(value),
-        since,
-    );
+    target.want(Key::Sysctl { link: device.clone(), setting }, Spec::Sysctl(value), since);
     if let Some(key) = document.node_key() {
-        let spec = DeviceSpec {
-            key: key.clone(),
-            listen_port: overlay.port,
-            fwmark: 0,
-        };
+        let spec = DeviceSpec { key: key.clone(), listen_port: overlay.port, fwmark: 0 };
         target.want(Key::Device(device.clone()), Spec::Device(spec), since);
     }
     match overlay.node_address() {
         Some(address) => {
-            let key = Key::Address {
-                link: device.clone(),
-                address: address.on_device,
-            };
+            let key = Key::Address { link: device.clone(), address: address.on_device };
             target.want(key, Spec::Address, since);
         }
         None => {
@@ -191,19 +162,12 @@ fn lower_overlay(document: &Document, overlay: &OverlayRecord, device: &IfName, 
             );
         }
     }
-    let route = Key::Route {
-        destination: overlay.cluster,
-        metric: facts.mark.route_metric(),
-    };
+    let route = Key::Route { destination: overlay.cluster, metric: facts.mark.route_metric() };
     target.want(route, Spec::Route(RouteSpec::Through(device.clone())), since);
 }
 
 fn setting_for(cluster: &Cidr) -> (Setting, i64) {
-    if cluster.is_ipv4() {
-        (Setting::Ipv4RpFilter, RP_FILTER_LOOSE)
-    } else {
-        (Setting::Ipv6AcceptRa, 0)
-    }
+    if cluster.is_ipv4() { (Setting::Ipv4RpFilter, RP_FILTER_LOOSE) } else { (Setting::Ipv6AcceptRa, 0) }
 }
 
 fn lower_peer(
@@ -217,26 +181,19 @@ fn lower_peer(
     if facts.suspended {
         return;
     }
-    let key = Key::Peer {
-        device: device.clone(),
-        public_key: *public_key,
-    };
+    let key = Key::Peer { device: device.clone(), public_key: *public_key };
     let endpoint = match &peer.endpoint {
         None => None,
         Some(endpoint) => {
             let pinned = peer.endpoint_since > told(&key);
             match &endpoint.host {
-                Host::Address(ip) => Some(EndpointSpec {
-                    address: SocketAddr::new(*ip, endpoint.port),
-                    pinned,
-                    resolved: false,
-                }),
+                Host::Address(ip) => {
+                    Some(EndpointSpec { address: SocketAddr::new(*ip, endpoint.port), pinned, resolved: false })
+                }
                 Host::Name(name) => match facts.resolved.get(name) {
-                    Some(ip) => Some(EndpointSpec {
-                        address: SocketAddr::new(*ip, endpoint.port),
-                        pinned,
-                        resolved: true,
-                    }),
+                    Some(ip) => {
+                        Some(EndpointSpec { address: SocketAddr::new(*ip, endpoint.port), pinned, resolved: true })
+                    }
                     None => {
                         target
                             .incomplete
@@ -247,11 +204,7 @@ fn lower_peer(
             }
         }
     };
-    let spec = PeerSpec {
-        endpoint,
-        keepalive: peer.keepalive,
-        allowed_ips: peer.allowed_ips.clone(),
-        preshared: false,
-    };
+    let spec =
+        PeerSpec { endpoint, keepalive: peer.keepalive, allowed_ips: peer.allowed_ips.clone(), preshared: false };
     target.want(key, Spec::Peer(spec), peer.since);
 }

@@ -36,10 +36,7 @@ pub enum Frame {
 
 /// What a server does with a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it lives for one dispatch, and nearly always holds the large variant"
-)]
+#[expect(clippy::large_enum_variant, reason = "it lives for one dispatch, and nearly always holds the large variant")]
 pub enum Decoded {
     /// Do it and answer.
     Request { id: u64, request: Request },
@@ -87,9 +84,7 @@ pub fn decode_request(body: &[u8]) -> Decoded {
     }
     if !AgentRequest::OPS.contains(&op.as_str()) {
         let op = shown(&op);
-        return not_understood(format!(
-            "unknown op {op}: this overlayd speaks protocol {PROTOCOL_VERSION}"
-        ));
+        return not_understood(format!("unknown op {op}: this overlayd speaks protocol {PROTOCOL_VERSION}"));
     }
     match serde_json::from_slice(body) {
         Ok(AgentFrame::Request { id, request }) => Decoded::Agent { id, request },
@@ -144,9 +139,9 @@ fn is_json(body: &[u8]) -> bool {
 fn is_request(body: &[u8]) -> Result<(), String> {
     match read::<KindOnly<'_>>(body).map(|head| head.frame).as_deref() {
         Some("request") => Ok(()),
-        Some(kind @ ("response" | "event")) => Err(format!(
-            "a frame of kind {kind:?} was sent to overlayd, which takes requests only"
-        )),
+        Some(kind @ ("response" | "event")) => {
+            Err(format!("a frame of kind {kind:?} was sent to overlayd, which takes requests only"))
+        }
         Some(other) => Err(format!("unknown frame {}: overlayd takes requests only", shown(other))),
         None => Err("a frame must be an object whose field \"frame\" is text".into()),
     }

@@ -62,11 +62,7 @@ pub(super) fn of_object<T: for<'a> Deserialize<'a>>(tag: &str, object: &Value) -
         Some(missing @ Fault::Missing(_)) => return Refusal(missing.to_string()),
         Some(fault) => fault,
     };
-    let fields = object
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(name, _)| *name != tag);
+    let fields = object.as_object().into_iter().flatten().filter(|(name, _)| *name != tag);
     for (name, value) in fields {
         let mut alone = Map::new();
         alone.extend(object.get(tag).map(|tag_value| (tag.to_owned(), tag_value.clone())));
@@ -116,11 +112,7 @@ impl de::Error for Fault {
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        Self::Invalid(format!(
-            "unknown {}, expected one of {}",
-            shown(variant),
-            expected.join(", ")
-        ))
+        Self::Invalid(format!("unknown {}, expected one of {}", shown(variant), expected.join(", ")))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -163,9 +155,9 @@ impl<'de> Deserializer<'de> for Node<'de> {
             },
             Value::String(text) => visitor.visit_borrowed_str(text),
             Value::Array(items) => visitor.visit_seq(SeqDeserializer::new(items.iter().map(Node))),
-            Value::Object(fields) => visitor.visit_map(MapDeserializer::new(
-                fields.iter().map(|(name, value)| (name.as_str(), Node(value))),
-            )),
+            Value::Object(fields) => {
+                visitor.visit_map(MapDeserializer::new(fields.iter().map(|(name, value)| (name.as_str(), Node(value)))))
+            }
         }
     }
 

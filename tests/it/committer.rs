@@ -117,9 +117,8 @@ fn edits_that_arrive_during_a_commit_share_the_next_one() {
     let mut first = Box::pin(editor.submit(Edit::EnsurePeer(peer(1)), "test".into()));
     assert!(first.as_mut().now_or_never().is_none());
     gate.begun.recv().unwrap();
-    let mut rest: Vec<_> = (2..=101)
-        .map(|number| Box::pin(editor.submit(Edit::EnsurePeer(peer(number)), "test".into())))
-        .collect();
+    let mut rest: Vec<_> =
+        (2..=101).map(|number| Box::pin(editor.submit(Edit::EnsurePeer(peer(number)), "test".into()))).collect();
     for waiting in &mut rest {
         assert!(waiting.as_mut().now_or_never().is_none(), "queued, not answered");
     }
@@ -148,11 +147,7 @@ fn no_answer_leaves_and_no_reader_sees_an_edit_before_it_is_kept() {
     let committed = block_on(answer).unwrap();
     assert!(committed.changed);
     assert!(published(&committer).peers().contains_key(&peer_key(1)));
-    assert_eq!(
-        *told.lock().unwrap(),
-        [committed.generation],
-        "the listener was told before the answer left"
-    );
+    assert_eq!(*told.lock().unwrap(), [committed.generation], "the listener was told before the answer left");
 }
 
 #[test]
@@ -160,15 +155,8 @@ fn a_failed_commit_changes_nothing_and_the_next_edit_works() {
     let (committer, shelf, told) = start(document(3));
     let before = published(&committer);
     shelf.refuses.store(true, Ordering::SeqCst);
-    let stolen = PeerRequest {
-        allowed_ips: peer(2).allowed_ips,
-        ..peer(1)
-    };
-    for edit in [
-        Edit::EnsurePeer(stolen.clone()),
-        Edit::RemoveOverlay,
-        Edit::RemovePeer(peer_key(3)),
-    ] {
+    let stolen = PeerRequest { allowed_ips: peer(2).allowed_ips, ..peer(1) };
+    for edit in [Edit::EnsurePeer(stolen.clone()), Edit::RemoveOverlay, Edit::RemovePeer(peer_key(3))] {
         let answer = submit(&committer, edit.clone());
         let text = answer.as_ref().map_err(ToString::to_string);
         assert!(matches!(answer, Err(EditError::NotKept(_))), "{edit:?}: {text:?}");
@@ -177,11 +165,7 @@ fn a_failed_commit_changes_nothing_and_the_next_edit_works() {
     assert!(told.lock().unwrap().is_empty());
     shelf.refuses.store(false, Ordering::SeqCst);
     let generation = submit(&committer, Edit::EnsurePeer(stolen)).unwrap();
-    assert_eq!(
-        generation,
-        before.generation() + 1,
-        "a generation that was not kept is not used up"
-    );
+    assert_eq!(generation, before.generation() + 1, "a generation that was not kept is not used up");
     assert!(published(&committer).peers()[&peer_key(2)].allowed_ips.is_empty());
 }
 
@@ -196,31 +180,18 @@ fn edits_that_build_on_one_that_could_not_be_kept_are_not_kept_either() {
     gate.begun.recv().unwrap();
     let edits = [
         Edit::EnsurePeer(peer(1)),
-        Edit::EnsureAllowedIp {
-            peer: peer_key(1),
-            allowed_ip: cidr("10.9.0.0/24"),
-        },
-        Edit::EnsurePeer(PeerRequest {
-            allowed_ips: [cidr("10.9.0.0/24")].into(),
-            ..peer(2)
-        }),
+        Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.9.0.0/24") },
+        Edit::EnsurePeer(PeerRequest { allowed_ips: [cidr("10.9.0.0/24")].into(), ..peer(2) }),
         Edit::RemovePeer(peer_key(1)),
     ];
-    let mut group: Vec<_> = edits
-        .into_iter()
-        .map(|edit| Box::pin(editor.submit(edit, "test".into())))
-        .collect();
+    let mut group: Vec<_> = edits.into_iter().map(|edit| Box::pin(editor.submit(edit, "test".into()))).collect();
     for waiting in &mut group {
         assert!(waiting.as_mut().now_or_never().is_none());
     }
     shelf.refuses.store(true, Ordering::SeqCst);
     gate.go.send(()).unwrap();
     assert!(block_on(first).is_err());
-    assert!(
-        block_on(join_all(group))
-            .iter()
-            .all(|answer| matches!(answer, Err(EditError::NotKept(_))))
-    );
+    assert!(block_on(join_all(group)).iter().all(|answer| matches!(answer, Err(EditError::NotKept(_)))));
     shelf.refuses.store(false, Ordering::SeqCst);
     assert_eq!(submit(&committer, Edit::SetNodeId(5)).unwrap(), before.generation() + 1);
     assert!(published(&committer).peers().is_empty());
@@ -236,10 +207,7 @@ fn a_refusal_that_rests_on_an_edit_that_could_not_be_kept_is_not_given() {
     assert!(first.as_mut().now_or_never().is_none());
     gate.begun.recv().unwrap();
     let mut removal = submit(Edit::RemovePeer(peer_key(1)));
-    let mut addition = submit(Edit::EnsureAllowedIp {
-        peer: peer_key(1),
-        allowed_ip: cidr("10.9.0.0/24"),
-    });
+    let mut addition = submit(Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.9.0.0/24") });
     assert!(removal.as_mut().now_or_never().is_none() && addition.as_mut().now_or_never().is_none());
     shelf.refuses.store(true, Ordering::SeqCst);
     gate.go.send(()).unwrap();
@@ -256,26 +224,14 @@ fn a_refused_edit_leaves_no_trace() {
     let (committer, shelf, told) = start(document(1));
     let before = published(&committer);
     let own: WgPublicKey = node_key().public_key();
-    let outside = overlayd::desired::OverlayRequest {
-        slice: Some(cidr("192.168.0.0/24")),
-        ..overlay()
-    };
+    let outside = overlayd::desired::OverlayRequest { slice: Some(cidr("192.168.0.0/24")), ..overlay() };
     let refused = [
-        Edit::EnsurePeer(PeerRequest {
-            public_key: own,
-            ..peer(1)
-        }),
+        Edit::EnsurePeer(PeerRequest { public_key: own, ..peer(1) }),
         Edit::EnsureOverlay(outside),
-        Edit::EnsureAllowedIp {
-            peer: peer_key(77),
-            allowed_ip: cidr("10.9.0.0/24"),
-        },
+        Edit::EnsureAllowedIp { peer: peer_key(77), allowed_ip: cidr("10.9.0.0/24") },
     ];
     for edit in refused {
-        assert!(
-            matches!(submit(&committer, edit.clone()), Err(EditError::Refused(_))),
-            "{edit:?}"
-        );
+        assert!(matches!(submit(&committer, edit.clone()), Err(EditError::Refused(_))), "{edit:?}");
     }
     assert_eq!(published(&committer), before);
     assert_eq!((shelf.generations(), told.lock().unwrap().len()), (Vec::new(), 0));
@@ -297,14 +253,7 @@ fn generations_grow_by_one_and_a_replay_of_the_kept_entries_gives_the_document()
     let first = published(&committer);
     for round in 0..3_u16 {
         for number in 1..20 {
-            submit(
-                &committer,
-                Edit::EnsurePeer(PeerRequest {
-                    keepalive: round,
-                    ..peer(number)
-                }),
-            )
-            .unwrap();
+            submit(&committer, Edit::EnsurePeer(PeerRequest { keepalive: round, ..peer(number) })).unwrap();
             submit(&committer, Edit::RemovePeer(peer_key(number / 2))).unwrap();
         }
     }
@@ -321,10 +270,7 @@ fn generations_grow_by_one_and_a_replay_of_the_kept_entries_gives_the_document()
 
 fn mutation(write: &overlayd::desired::store::Write) -> overlayd::desired::Mutation {
     let key: overlayd::desired::RecordKey = write.key.parse().unwrap();
-    let record = write
-        .value
-        .as_ref()
-        .map(|bytes| overlayd::desired::Record::decode(&key, bytes).unwrap());
+    let record = write.value.as_ref().map(|bytes| overlayd::desired::Record::decode(&key, bytes).unwrap());
     overlayd::desired::Mutation { key, record }
 }
 

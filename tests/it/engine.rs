@@ -21,31 +21,19 @@ fn link() -> Key {
 }
 
 fn address() -> Key {
-    Key::Address {
-        link: device(),
-        address: "10.200.3.1/16".parse().unwrap(),
-    }
+    Key::Address { link: device(), address: "10.200.3.1/16".parse().unwrap() }
 }
 
 fn route() -> Key {
-    Key::Route {
-        destination: cidr("10.200.0.0/16"),
-        metric: mark().route_metric(),
-    }
+    Key::Route { destination: cidr("10.200.0.0/16"), metric: mark().route_metric() }
 }
 
 fn fallback() -> Key {
-    Key::Route {
-        destination: cidr("10.200.0.0/16"),
-        metric: mark().fallback_metric(),
-    }
+    Key::Route { destination: cidr("10.200.0.0/16"), metric: mark().fallback_metric() }
 }
 
 fn sysctl() -> Key {
-    Key::Sysctl {
-        link: device(),
-        setting: Setting::Ipv4RpFilter,
-    }
+    Key::Sysctl { link: device(), setting: Setting::Ipv4RpFilter }
 }
 
 fn refused() -> ActionError {
@@ -78,10 +66,7 @@ fn a_second_round_changes_nothing_and_sends_nothing() {
     let mut world = World::converged(3);
     let calls = world.kernel.calls();
     let round = world.round();
-    assert!(
-        round.in_sync && round.actions.is_empty() && round.again_at.is_none(),
-        "{round:?}"
-    );
+    assert!(round.in_sync && round.actions.is_empty() && round.again_at.is_none(), "{round:?}");
     assert_eq!(world.kernel.calls(), calls);
 }
 
@@ -98,10 +83,7 @@ fn a_restarted_agent_changes_nothing_on_a_node_that_is_right() {
 fn one_peer_among_a_thousand_costs_one_message_with_one_action_and_no_look() {
     let mut world = World::converged(1000);
     let (calls, looks) = (world.kernel.calls(), world.kernel.looks());
-    let round = world.apply(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 10,
-        ..peer(500)
-    }));
+    let round = world.apply(&Edit::EnsurePeer(PeerRequest { keepalive: 10, ..peer(500) }));
     assert!(round.in_sync && !round.full, "{round:?}");
     assert_eq!(world.journal(), [format!("update {}", device_key(500))]);
     assert_eq!(world.kernel.calls(), calls + 1);
@@ -127,9 +109,7 @@ fn disturbances() -> Vec<Disturbance> {
         ("route deleted", route(), |w| w.remove(&route())),
         ("fallback deleted", fallback(), |w| w.remove(&fallback())),
         ("setting gone", sysctl(), |w| w.remove(&sysctl())),
-        ("data plane died", Key::Device(device()), |w| {
-            w.remove(&Key::Device(device()))
-        }),
+        ("data plane died", Key::Device(device()), |w| w.remove(&Key::Device(device()))),
         ("peer deleted", device_key(1), |w| w.remove(&device_key(1))),
         ("mtu changed", link(), |w| {
             w.disturb(&link(), |spec| {
@@ -145,23 +125,17 @@ fn disturbances() -> Vec<Disturbance> {
                 }
             })
         }),
-        ("link of another kind under our mark", link(), |w| {
-            w.disturb(&link(), |spec| *spec = foreign_link())
-        }),
+        ("link of another kind under our mark", link(), |w| w.disturb(&link(), |spec| *spec = foreign_link())),
         ("route turned into unreachable", route(), |w| {
             w.disturb(&route(), |spec| *spec = Spec::Route(RouteSpec::Unreachable))
         }),
         ("fallback turned into a way out", fallback(), |w| {
-            w.disturb(&fallback(), |spec| {
-                *spec = Spec::Route(RouteSpec::Other("via 192.0.2.1".into()))
-            })
+            w.disturb(&fallback(), |spec| *spec = Spec::Route(RouteSpec::Other("via 192.0.2.1".into())))
         }),
         ("fallback turned into a route through the device", fallback(), |w| {
             w.disturb(&fallback(), |spec| *spec = Spec::Route(RouteSpec::Through(device())))
         }),
-        ("setting changed", sysctl(), |w| {
-            w.disturb(&sysctl(), |spec| *spec = Spec::Sysctl(1))
-        }),
+        ("setting changed", sysctl(), |w| w.disturb(&sysctl(), |spec| *spec = Spec::Sysctl(1))),
         ("port changed", Key::Device(device()), |w| {
             w.disturb(&Key::Device(device()), |spec| {
                 if let Spec::Device(device) = spec {
@@ -183,18 +157,10 @@ fn disturbances() -> Vec<Disturbance> {
                 }
             })
         }),
-        ("keepalive changed", device_key(2), |w| {
-            w.disturb_peer(2, |peer| peer.keepalive = 0)
-        }),
-        ("allowed ip taken away", device_key(2), |w| {
-            w.disturb_peer(2, |peer| peer.allowed_ips.clear())
-        }),
-        ("allowed ip added", device_key(2), |w| {
-            w.disturb_peer(2, |peer| peer.allowed_ips.extend([cidr("0.0.0.0/0")]))
-        }),
-        ("preshared key set", device_key(2), |w| {
-            w.disturb_peer(2, |peer| peer.preshared = true)
-        }),
+        ("keepalive changed", device_key(2), |w| w.disturb_peer(2, |peer| peer.keepalive = 0)),
+        ("allowed ip taken away", device_key(2), |w| w.disturb_peer(2, |peer| peer.allowed_ips.clear())),
+        ("allowed ip added", device_key(2), |w| w.disturb_peer(2, |peer| peer.allowed_ips.extend([cidr("0.0.0.0/0")]))),
+        ("preshared key set", device_key(2), |w| w.disturb_peer(2, |peer| peer.preshared = true)),
         ("peer added", device_key(77), |w| {
             let observed = Observed::ours(Spec::Peer(Default::default()));
             w.kernel.node(|node| node.place(device_key(77), observed));
@@ -214,10 +180,7 @@ fn every_kind_of_drift_is_repaired_in_one_round_and_counted() {
         assert_right(&mut world, what);
         let touched: BTreeSet<&Key> = round.actions.iter().map(|record| &record.key).collect();
         let counted: BTreeSet<&Key> = drifted.into_iter().collect();
-        assert_eq!(
-            touched, counted,
-            "{what}: what was repaired and what was counted differ"
-        );
+        assert_eq!(touched, counted, "{what}: what was repaired and what was counted differ");
     }
 }
 
@@ -231,44 +194,21 @@ fn drift_of_one_object_touches_no_other() {
         let mut world = World::converged(30);
         disturb(&world);
         let round = world.round();
-        assert!(
-            round.actions.iter().all(|record| record.key == object),
-            "{what}: {:?}",
-            round.actions
-        );
+        assert!(round.actions.iter().all(|record| record.key == object), "{what}: {:?}", round.actions);
     }
 }
 
 #[test]
 fn an_edit_is_not_drift() {
-    let wider = OverlayRequest {
-        slice: Some(cidr("10.200.4.0/26")),
-        port: 51821,
-        ..overlay()
-    };
-    let renamed = OverlayRequest {
-        instance: "1".parse().unwrap(),
-        ..overlay()
-    };
+    let wider = OverlayRequest { slice: Some(cidr("10.200.4.0/26")), port: 51821, ..overlay() };
+    let renamed = OverlayRequest { instance: "1".parse().unwrap(), ..overlay() };
     let edits = [
         Edit::EnsurePeer(peer(9)),
-        Edit::EnsurePeer(PeerRequest {
-            keepalive: 3,
-            ..peer(1)
-        }),
-        Edit::EnsurePeer(PeerRequest {
-            endpoint: peer(8).endpoint,
-            ..peer(1)
-        }),
+        Edit::EnsurePeer(PeerRequest { keepalive: 3, ..peer(1) }),
+        Edit::EnsurePeer(PeerRequest { endpoint: peer(8).endpoint, ..peer(1) }),
         Edit::RemovePeer(peer_key(2)),
-        Edit::EnsureAllowedIp {
-            peer: peer_key(1),
-            allowed_ip: cidr("10.201.0.2/32"),
-        },
-        Edit::RemoveAllowedIp {
-            peer: peer_key(1),
-            allowed_ip: cidr("10.201.0.1/32"),
-        },
+        Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.201.0.2/32") },
+        Edit::RemoveAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.201.0.1/32") },
         Edit::EnsureOverlay(wider),
         Edit::EnsureOverlay(renamed),
         Edit::RemoveOverlay,
@@ -288,23 +228,12 @@ fn a_failing_object_backs_off_while_others_proceed() {
     world.kernel.break_object(device_key(3), refused());
     let round = world.round();
     assert!(!round.in_sync);
-    assert_eq!(
-        failures(&round),
-        [format!("create {}", device_key(3))],
-        "it is tried once a round"
-    );
+    assert_eq!(failures(&round), [format!("create {}", device_key(3))], "it is tried once a round");
     for number in [1, 2, 4, 5] {
-        assert_eq!(
-            world.condition(&device_key(number)),
-            Some(Condition::Realized),
-            "peer {number}"
-        );
+        assert_eq!(world.condition(&device_key(number)), Some(Condition::Realized), "peer {number}");
     }
     let failing = world.condition(&device_key(3));
-    assert!(
-        matches!(failing, Some(Condition::Failing { attempts: 1, .. })),
-        "{failing:?}"
-    );
+    assert!(matches!(failing, Some(Condition::Failing { attempts: 1, .. })), "{failing:?}");
     assert_eq!(round.again_at, Some(world.clock.now().instant + BACKOFF_FIRST));
 
     let round = world.round();
@@ -315,10 +244,7 @@ fn a_failing_object_backs_off_while_others_proceed() {
         let round = world.round();
         assert_eq!(round.actions.len(), 1, "try {attempts}");
         let next = round.again_at.unwrap() - world.clock.now().instant;
-        assert!(
-            next == (pause * 2).min(BACKOFF_LAST),
-            "the pauses double up to a limit: {pause:?}, {next:?}"
-        );
+        assert!(next == (pause * 2).min(BACKOFF_LAST), "the pauses double up to a limit: {pause:?}, {next:?}");
         pause = next;
     }
 
@@ -332,15 +258,9 @@ fn a_failing_object_backs_off_while_others_proceed() {
 fn an_edit_of_a_failing_object_ends_its_pause() {
     let mut world = World::converged(2);
     world.kernel.break_object(device_key(1), refused());
-    world.apply(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 1,
-        ..peer(1)
-    }));
+    world.apply(&Edit::EnsurePeer(PeerRequest { keepalive: 1, ..peer(1) }));
     world.kernel.mend(&device_key(1));
-    let round = world.apply(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 2,
-        ..peer(1)
-    }));
+    let round = world.apply(&Edit::EnsurePeer(PeerRequest { keepalive: 2, ..peer(1) }));
     assert!(round.in_sync, "{round:?}");
     assert_right(&mut world, "after the second edit");
 }
@@ -351,11 +271,7 @@ fn what_stands_on_a_link_that_fails_waits_for_it_and_is_not_tried() {
     world.kernel.break_object(link(), refused());
     for _ in 0..20 {
         let round = world.round();
-        assert!(
-            failures(&round).iter().all(|line| line.starts_with("create link/")),
-            "{:?}",
-            failures(&round)
-        );
+        assert!(failures(&round).iter().all(|line| line.starts_with("create link/")), "{:?}", failures(&round));
         assert!(
             matches!(world.condition(&device_key(7)), Some(Condition::Pending { why }) if why.contains("link/")),
             "{:?}",
@@ -374,10 +290,7 @@ fn no_peer_attracts_traffic_before_the_route_that_refuses_strays_stands() {
     let mut world = World::converged(1);
     world.remove(&fallback());
     world.kernel.break_object(fallback(), refused());
-    world.edit(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 9,
-        ..peer(1)
-    }));
+    world.edit(&Edit::EnsurePeer(PeerRequest { keepalive: 9, ..peer(1) }));
     world.edit(&Edit::EnsurePeer(peer(2)));
     world.round();
     assert_eq!(world.journal(), [format!("update {}", device_key(1))]);
@@ -388,20 +301,14 @@ fn no_peer_attracts_traffic_before_the_route_that_refuses_strays_stands() {
 #[test]
 fn a_strangers_link_with_our_name_blocks_and_is_not_touched() {
     let mut world = World::new(2);
-    let stranger = Observed {
-        spec: foreign_link(),
-        owner: Owner::Stranger("dummy without our mark".into()),
-        stats: None,
-    };
+    let stranger =
+        Observed { spec: foreign_link(), owner: Owner::Stranger("dummy without our mark".into()), stats: None };
     world.kernel.node(|node| node.place(link(), stranger.clone()));
     let round = world.round();
     assert!(!round.in_sync);
     assert_eq!(world.seen(&link()), Some(stranger));
     assert!(matches!(world.condition(&link()), Some(Condition::Blocked { .. })));
-    assert!(matches!(
-        world.condition(&device_key(1)),
-        Some(Condition::Blocked { .. })
-    ));
+    assert!(matches!(world.condition(&device_key(1)), Some(Condition::Blocked { .. })));
     assert_eq!(world.journal(), [format!("create {}", fallback())]);
 
     world.remove(&link());
@@ -414,18 +321,11 @@ fn an_object_that_failed_and_is_then_blocked_does_not_wake_the_loop_for_ever() {
     let mut world = World::new(1);
     world.kernel.break_object(link(), refused());
     world.round();
-    let stranger = Observed {
-        spec: foreign_link(),
-        owner: Owner::Stranger("dummy".into()),
-        stats: None,
-    };
+    let stranger = Observed { spec: foreign_link(), owner: Owner::Stranger("dummy".into()), stats: None };
     world.kernel.node(|node| node.place(link(), stranger));
     world.clock.advance(Duration::from_secs(5));
     let round = world.round();
-    assert_eq!(
-        round.again_at, None,
-        "only somebody else can end this; the periodic look sees when"
-    );
+    assert_eq!(round.again_at, None, "only somebody else can end this; the periodic look sees when");
 }
 
 #[test]
@@ -438,10 +338,7 @@ fn a_blind_look_plans_nothing_and_is_repeated_after_a_pause() {
     world.kernel.inject(Fault::Blind);
     let round = world.round();
     assert!(round.blind.is_some() && round.actions.is_empty() && !round.in_sync);
-    assert!(
-        round.again_at.unwrap() > world.clock.now().instant,
-        "a blind loop may not spin"
-    );
+    assert!(round.again_at.unwrap() > world.clock.now().instant, "a blind loop may not spin");
     world.kernel.mend(&device_key(1));
     assert!(world.round().in_sync);
 }
@@ -479,9 +376,7 @@ fn an_action_whose_answer_is_lost_converges_without_doing_it_twice() {
     let actions = 6 + 3;
     for lost in 0..actions {
         let mut world = World::new(3);
-        world
-            .kernel
-            .inject_after(lost, Fault::FailAfter(ActionError::Timeout(1000)));
+        world.kernel.inject_after(lost, Fault::FailAfter(ActionError::Timeout(1000)));
         let mut rounds = 0;
         while !world.round().in_sync {
             world.clock.advance(BACKOFF_LAST);
@@ -513,23 +408,12 @@ fn an_allowed_ip_moves_in_one_step_and_is_never_nobodys() {
     for (loser, winner) in [(1, 2), (2, 1)] {
         let mut world = World::converged(2);
         let moving = cidr(&format!("10.201.0.{loser}/32"));
-        let round = world.apply(&Edit::EnsureAllowedIp {
-            peer: peer_key(winner),
-            allowed_ip: moving,
-        });
+        let round = world.apply(&Edit::EnsureAllowedIp { peer: peer_key(winner), allowed_ip: moving });
         assert!(round.in_sync && !round.full, "{round:?}");
         // The loser's own change, if there is one, must not name the moving address: the kernel takes it in the winner's.
         assert_eq!(world.journal(), [format!("update {}", device_key(winner))]);
-        assert!(
-            peer_spec(&world.seen(&device_key(winner)).unwrap())
-                .allowed_ips
-                .contains(&moving)
-        );
-        assert!(
-            peer_spec(&world.seen(&device_key(loser)).unwrap())
-                .allowed_ips
-                .is_empty()
-        );
+        assert!(peer_spec(&world.seen(&device_key(winner)).unwrap()).allowed_ips.contains(&moving));
+        assert!(peer_spec(&world.seen(&device_key(loser)).unwrap()).allowed_ips.is_empty());
         assert_right(&mut world, "after the move");
     }
 }
@@ -537,14 +421,8 @@ fn an_allowed_ip_moves_in_one_step_and_is_never_nobodys() {
 #[test]
 fn peers_that_swap_their_allowed_ips_need_one_step_each() {
     let mut world = World::converged(2);
-    world.edit(&Edit::EnsurePeer(PeerRequest {
-        allowed_ips: peer(2).allowed_ips,
-        ..peer(1)
-    }));
-    world.edit(&Edit::EnsurePeer(PeerRequest {
-        allowed_ips: peer(1).allowed_ips,
-        ..peer(2)
-    }));
+    world.edit(&Edit::EnsurePeer(PeerRequest { allowed_ips: peer(2).allowed_ips, ..peer(1) }));
+    world.edit(&Edit::EnsurePeer(PeerRequest { allowed_ips: peer(1).allowed_ips, ..peer(2) }));
     let round = world.round();
     assert!(round.in_sync, "{round:?}");
     assert_eq!(world.journal().len(), 2, "{:?}", world.journal());
@@ -554,20 +432,11 @@ fn peers_that_swap_their_allowed_ips_need_one_step_each() {
 #[test]
 fn a_peer_that_comes_back_with_a_new_key_takes_its_addresses_over_before_the_old_one_goes() {
     let mut world = World::converged(2);
-    world.edit(&Edit::EnsurePeer(PeerRequest {
-        public_key: peer_key(50),
-        ..peer(1)
-    }));
+    world.edit(&Edit::EnsurePeer(PeerRequest { public_key: peer_key(50), ..peer(1) }));
     world.edit(&Edit::RemovePeer(peer_key(1)));
     let round = world.round();
     assert!(round.in_sync);
-    assert_eq!(
-        world.journal(),
-        [
-            format!("create {}", device_key(50)),
-            format!("delete {}", device_key(1))
-        ]
-    );
+    assert_eq!(world.journal(), [format!("create {}", device_key(50)), format!("delete {}", device_key(1))]);
 }
 
 fn roam(world: &World, address: &str) {
@@ -579,17 +448,10 @@ fn a_roamed_endpoint_is_not_pushed_back() {
     let mut world = World::converged(2);
     roam(&world, "198.51.100.7:4242");
     assert!(world.round().actions.is_empty());
-    let round = world.apply(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 9,
-        ..peer(1)
-    }));
+    let round = world.apply(&Edit::EnsurePeer(PeerRequest { keepalive: 9, ..peer(1) }));
     assert_eq!(round.actions.len(), 1);
     let now_at = peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint;
-    assert_eq!(
-        now_at,
-        endpoint("198.51.100.7:4242"),
-        "an edit of something else leaves it alone too"
-    );
+    assert_eq!(now_at, endpoint("198.51.100.7:4242"), "an edit of something else leaves it alone too");
     world.document.write().unwrap().absorb(10, &[]);
     assert_right(&mut world, "with a roamed endpoint");
 }
@@ -599,56 +461,35 @@ fn a_roamed_endpoint_is_pushed_exactly_once_after_its_edit() {
     let mut world = World::converged(2);
     roam(&world, "198.51.100.7:4242");
     world.round();
-    let wanted = PeerRequest {
-        endpoint: Some("203.0.113.5:51820".parse().unwrap()),
-        ..peer(1)
-    };
+    let wanted = PeerRequest { endpoint: Some("203.0.113.5:51820".parse().unwrap()), ..peer(1) };
     let round = world.apply(&Edit::EnsurePeer(wanted));
     assert_eq!(round.actions.len(), 1, "{round:?}");
     assert_eq!(round.drift, []);
-    assert_eq!(
-        peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint,
-        endpoint("203.0.113.5:51820")
-    );
+    assert_eq!(peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint, endpoint("203.0.113.5:51820"));
     roam(&world, "198.51.100.8:4242");
-    assert!(
-        world.round().actions.is_empty(),
-        "what it learns afterwards is the kernel's"
-    );
+    assert!(world.round().actions.is_empty(), "what it learns afterwards is the kernel's");
 }
 
 #[test]
 fn an_endpoint_edit_that_failed_is_pushed_when_it_can_be() {
     let mut world = World::converged(1);
     world.kernel.break_object(device_key(1), refused());
-    let wanted = PeerRequest {
-        endpoint: Some("203.0.113.5:51820".parse().unwrap()),
-        ..peer(1)
-    };
+    let wanted = PeerRequest { endpoint: Some("203.0.113.5:51820".parse().unwrap()), ..peer(1) };
     world.apply(&Edit::EnsurePeer(wanted));
     world.kernel.mend(&device_key(1));
     world.clock.advance(BACKOFF_LAST);
     assert!(world.round().in_sync);
-    assert_eq!(
-        peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint,
-        endpoint("203.0.113.5:51820")
-    );
+    assert_eq!(peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint, endpoint("203.0.113.5:51820"));
 }
 
 #[test]
 fn a_resolved_endpoint_moves_only_when_the_peer_has_been_silent_for_a_session() {
     let mut document = document(0);
-    let named = PeerRequest {
-        endpoint: Some("node-b.example.org:51820".parse().unwrap()),
-        ..peer(1)
-    };
+    let named = PeerRequest { endpoint: Some("node-b.example.org:51820".parse().unwrap()), ..peer(1) };
     edit(&mut document, &Edit::EnsurePeer(named));
     let mut world = World::of(document);
     let round = world.round();
-    assert!(
-        round.in_sync,
-        "a name that does not resolve is pending, not an error: {round:?}"
-    );
+    assert!(round.in_sync, "a name that does not resolve is pending, not an error: {round:?}");
     assert!(
         matches!(world.condition(&device_key(1)), Some(Condition::Pending { why }) if why.contains("node-b.example.org"))
     );
@@ -663,51 +504,29 @@ fn a_resolved_endpoint_moves_only_when_the_peer_has_been_silent_for_a_session() 
     assert_eq!(world.condition(&device_key(1)), Some(Condition::Realized));
 
     let now = world.clock.now().unix;
-    world
-        .kernel
-        .node(|node| node.handshake(&device(), &peer_key(1), UnixTime(now.0 - 60)));
-    assert!(
-        resolve(&mut world, "192.0.2.11").actions.is_empty(),
-        "a live session is not cut"
-    );
+    world.kernel.node(|node| node.handshake(&device(), &peer_key(1), UnixTime(now.0 - 60)));
+    assert!(resolve(&mut world, "192.0.2.11").actions.is_empty(), "a live session is not cut");
     world.clock.advance(Duration::from_secs(121));
     let round = world.round();
     assert_eq!((round.actions.len(), round.drift.len()), (1, 0), "{round:?}");
-    assert_eq!(
-        peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint,
-        endpoint("192.0.2.11:51820")
-    );
+    assert_eq!(peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint, endpoint("192.0.2.11:51820"));
 }
 
 #[test]
 fn sessions_survive_every_edit_that_is_not_about_them() {
     let mut world = World::converged(3);
     for number in 1..=3 {
-        world
-            .kernel
-            .node(|node| node.handshake(&device(), &peer_key(number), UnixTime(999_000)));
+        world.kernel.node(|node| node.handshake(&device(), &peer_key(number), UnixTime(999_000)));
     }
     world.apply(&Edit::EnsurePeer(peer(4)));
-    world.apply(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 1,
-        ..peer(1)
-    }));
-    world.apply(&Edit::EnsureAllowedIp {
-        peer: peer_key(1),
-        allowed_ip: cidr("10.201.0.2/32"),
-    });
-    world.apply(&Edit::EnsureOverlay(OverlayRequest {
-        slice: Some(cidr("10.200.9.0/26")),
-        ..overlay()
-    }));
+    world.apply(&Edit::EnsurePeer(PeerRequest { keepalive: 1, ..peer(1) }));
+    world.apply(&Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.201.0.2/32") });
+    world.apply(&Edit::EnsureOverlay(OverlayRequest { slice: Some(cidr("10.200.9.0/26")), ..overlay() }));
     world.apply(&Edit::RemovePeer(peer_key(3)));
     world.restart();
     world.round();
-    let lost = |number| {
-        world
-            .kernel
-            .node(|node| node.peer(&device(), &peer_key(number)).map(|peer| peer.sessions_lost))
-    };
+    let lost =
+        |number| world.kernel.node(|node| node.peer(&device(), &peer_key(number)).map(|peer| peer.sessions_lost));
     assert_eq!((lost(1), lost(2), lost(3)), (Some(0), Some(0), Some(1)));
 }
 
@@ -744,19 +563,11 @@ fn a_peer_whose_creation_seemed_to_fail_and_that_is_then_removed_is_not_drift() 
 #[test]
 fn a_round_about_one_peer_does_not_claim_that_another_edit_has_arrived() {
     let mut world = World::converged(3);
-    let first = world.edit(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 1,
-        ..peer(1)
-    }));
+    let first = world.edit(&Edit::EnsurePeer(PeerRequest { keepalive: 1, ..peer(1) }));
     let generation = world.document.read().unwrap().generation();
     // Durable and published before the round reads the document, announced only after it.
-    world.edit(&Edit::EnsurePeer(PeerRequest {
-        keepalive: 2,
-        ..peer(2)
-    }));
-    let overlayd::desired::Touched::Keys(keys) = first.touched else {
-        panic!("{first:?}")
-    };
+    world.edit(&Edit::EnsurePeer(PeerRequest { keepalive: 2, ..peer(2) }));
+    let overlayd::desired::Touched::Keys(keys) = first.touched else { panic!("{first:?}") };
     assert!(block_on(world.engine.round(Scope::Keys(keys))).in_sync);
     world.engine.cover(generation);
     assert_eq!(world.engine.view().read().progress.converged, generation);
@@ -782,15 +593,8 @@ fn two_programs_that_undo_each_other_end_in_a_pause_and_not_in_a_race() {
     assert!((300..320).contains(&repairs), "{repairs} repairs");
     assert!(pause > Duration::ZERO);
     let why = world.condition(&route());
-    assert!(
-        matches!(&why, Some(Condition::Blocked { why }) if why.contains("contended")),
-        "{why:?}"
-    );
-    assert_eq!(
-        world.condition(&address()),
-        Some(Condition::Realized),
-        "no other object is slowed"
-    );
+    assert!(matches!(&why, Some(Condition::Blocked { why }) if why.contains("contended")), "{why:?}");
+    assert_eq!(world.condition(&address()), Some(Condition::Realized), "no other object is slowed");
 
     for _ in 0..20 {
         world.clock.advance(BACKOFF_LAST);

@@ -64,11 +64,7 @@ const EXCEPTIONS: &[Exception] = &[
         to: "ids",
         why: "The public half of a key pair is an identifier, and a key that cannot be read is a bad identifier.",
     },
-    Exception {
-        from: "main",
-        to: "cli",
-        why: "The program is the command line and nothing else.",
-    },
+    Exception { from: "main", to: "cli", why: "The program is the command line and nothing else." },
 ];
 
 /// One use of a path of this crate.
@@ -201,9 +197,7 @@ fn fault(from: &[String], to: &[String]) -> Option<String> {
             user.module, used.module
         ));
     }
-    let is_allowed = EXCEPTIONS
-        .iter()
-        .any(|exception| exception.from == user.room && exception.to == used.room);
+    let is_allowed = EXCEPTIONS.iter().any(|exception| exception.from == user.room && exception.to == used.room);
     (!is_allowed).then(|| {
         format!(
             "sideways: {} and {} are neighbours on F{up} and do not know each other; let a room above bring them together, or move what they share down",
@@ -220,11 +214,7 @@ fn breaches(file: &str, module: &[String], text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for Use { line, path } in named {
         if let Some(why) = fault(module, &path) {
-            lines.push(format!(
-                "{file}:{line}: {} -> {}: {why}",
-                module.join("::"),
-                path.join("::")
-            ));
+            lines.push(format!("{file}:{line}: {} -> {}: {why}", module.join("::"), path.join("::")));
         }
     }
     lines
@@ -238,11 +228,7 @@ fn no_room_uses_one_above_or_beside_it() {
         .filter(|source| !source.module().is_empty())
         .flat_map(|source| breaches(&source.path, &source.module(), &source.text))
         .collect();
-    assert!(
-        breaches.is_empty(),
-        "the floor plan is broken:\n{}",
-        breaches.join("\n")
-    );
+    assert!(breaches.is_empty(), "the floor plan is broken:\n{}", breaches.join("\n"));
 }
 
 #[test]
@@ -259,10 +245,7 @@ fn every_exception_has_a_reason_and_is_needed() {
     }
     let under_construction = !edges.iter().any(|(from, _)| *from == "main");
     for Exception { from, to, why } in EXCEPTIONS {
-        assert!(
-            why.ends_with('.') && why.len() > 20,
-            "{from} -> {to} needs a sentence that says why"
-        );
+        assert!(why.ends_with('.') && why.len() > 20, "{from} -> {to} needs a sentence that says why");
         assert!(
             edges.contains(&(*from, *to)) || (*from == "main" && under_construction),
             "{from} -> {to} is allowed and nobody needs it; remove the exception"
@@ -280,10 +263,7 @@ fn breaches_in(module: &str, text: &str) -> Vec<String> {
 fn an_upward_use_is_caught_with_its_line() {
     let found = breaches_in("desired::document", "// one\nuse crate::reconcile::plan::Plan;\n");
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(
-        found[0].starts_with("src/example.rs:2: desired::document -> reconcile::plan::Plan: upward"),
-        "{found:?}"
-    );
+    assert!(found[0].starts_with("src/example.rs:2: desired::document -> reconcile::plan::Plan: upward"), "{found:?}");
 }
 
 #[test]
@@ -291,10 +271,7 @@ fn a_sideways_use_is_caught() {
     let found = breaches_in("wire::frame", "use crate::desired::Document;");
     assert!(found.len() == 1 && found[0].contains("sideways"), "{found:?}");
     assert_eq!(breaches_in("object::key", "use crate::action::Action;").len(), 1);
-    assert_eq!(
-        breaches_in("platform::linux", "use crate::reconcile::plan::Plan;").len(),
-        1
-    );
+    assert_eq!(breaches_in("platform::linux", "use crate::reconcile::plan::Plan;").len(), 1);
 }
 
 #[test]
@@ -304,57 +281,30 @@ fn an_upward_use_in_nested_braces_is_caught() {
         "use crate::{\n    ids::{Cidr, IfName},\n    object::{Key, Spec},\n    reconcile::{target::{Facts, Scope}, plan},\n};",
     );
     assert_eq!(found.len(), 3, "{found:?}");
-    assert!(
-        found
-            .iter()
-            .all(|line| line.contains("example.rs:4") && line.contains("upward")),
-        "{found:?}"
-    );
+    assert!(found.iter().all(|line| line.contains("example.rs:4") && line.contains("upward")), "{found:?}");
 }
 
 #[test]
 fn an_upward_use_in_the_middle_of_an_expression_is_caught() {
     let text = "fn f(x: &[u8]) -> usize { x.iter().map(|_| crate::daemon::limit::<u8>()).sum() }";
     assert_eq!(breaches_in("clock", text).len(), 1);
-    assert_eq!(
-        breaches_in("clock", "macro_rules! m { () => { $crate::object::Key } }").len(),
-        1
-    );
-    assert_eq!(
-        breaches_in("clock", "fn f() { assert_eq!(crate::cli::VERSION, 1) }").len(),
-        1
-    );
+    assert_eq!(breaches_in("clock", "macro_rules! m { () => { $crate::object::Key } }").len(), 1);
+    assert_eq!(breaches_in("clock", "fn f() { assert_eq!(crate::cli::VERSION, 1) }").len(), 1);
 }
 
 #[test]
 fn a_use_that_leaves_the_room_through_super_is_caught() {
+    assert_eq!(breaches_in("desired::document", "use super::super::platform::Kernel;").len(), 1);
+    assert_eq!(breaches_in("desired::document", "mod tests { use super::super::super::platform::Kernel; }").len(), 1);
     assert_eq!(
-        breaches_in("desired::document", "use super::super::platform::Kernel;").len(),
-        1
-    );
-    assert_eq!(
-        breaches_in(
-            "desired::document",
-            "mod tests { use super::super::super::platform::Kernel; }"
-        )
-        .len(),
-        1
-    );
-    assert_eq!(
-        breaches_in(
-            "desired::document",
-            "mod tests { use super::*; use super::super::edit; }"
-        ),
+        breaches_in("desired::document", "mod tests { use super::*; use super::super::edit; }"),
         Vec::<String>::new()
     );
 }
 
 #[test]
 fn a_test_module_counts() {
-    assert_eq!(
-        breaches_in("ids::cidr", "#[cfg(test)] mod tests { use crate::object::Key; }").len(),
-        1
-    );
+    assert_eq!(breaches_in("ids::cidr", "#[cfg(test)] mod tests { use crate::object::Key; }").len(), 1);
 }
 
 #[test]

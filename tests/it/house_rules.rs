@@ -24,9 +24,7 @@ const PENDING: &[(&str, &str, &str)] = &[];
 const UNDER_CONSTRUCTION: &str = "(under construction)";
 
 /// Words that name nothing: whoever needs one has not found the thing's name yet.
-const EMPTY_WORDS: [&str; 8] = [
-    "manager", "helper", "helpers", "util", "utils", "common", "handler", "info",
-];
+const EMPTY_WORDS: [&str; 8] = ["manager", "helper", "helpers", "util", "utils", "common", "handler", "info"];
 
 #[derive(Default)]
 struct Findings(Vec<String>);
@@ -58,17 +56,9 @@ fn check(source: &Source, findings: &mut Findings) {
 fn check_length(source: &Source, findings: &mut Findings) {
     let lines = source.text.lines().count();
     if lines > FILE_LINES_MAX {
-        findings.note(
-            source,
-            lines,
-            "file length",
-            format!("{lines} lines, {FILE_LINES_MAX} are allowed; split it"),
-        );
+        findings.note(source, lines, "file length", format!("{lines} lines, {FILE_LINES_MAX} are allowed; split it"));
     } else if lines > FILE_LINES_WARN {
-        println!(
-            "{}: {lines} lines; over {FILE_LINES_WARN}, think of splitting it",
-            source.path
-        );
+        println!("{}: {lines} lines; over {FILE_LINES_WARN}, think of splitting it", source.path);
     }
 }
 
@@ -79,21 +69,12 @@ fn check_header(source: &Source, file: &File, findings: &mut Findings) {
         return;
     }
     let texts: Vec<String> = file.attrs.iter().filter_map(doc_text).collect();
-    let first: String = texts
-        .iter()
-        .take_while(|line| !line.trim().is_empty())
-        .cloned()
-        .collect();
+    let first: String = texts.iter().take_while(|line| !line.trim().is_empty()).cloned().collect();
     if first.contains(UNDER_CONSTRUCTION) {
         return;
     }
     if !first.contains(". ") && !first.trim_end().ends_with('.') {
-        findings.note(
-            source,
-            1,
-            "header",
-            "begin with `//!` and one sentence that ends in a period",
-        );
+        findings.note(source, 1, "header", "begin with `//!` and one sentence that ends in a period");
     }
 }
 
@@ -102,10 +83,9 @@ fn doc_text(attribute: &Attribute) -> Option<String> {
         return None;
     };
     match &pair.value {
-        syn::Expr::Lit(syn::ExprLit {
-            lit: syn::Lit::Str(text),
-            ..
-        }) if pair.path.is_ident("doc") => Some(text.value()),
+        syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) if pair.path.is_ident("doc") => {
+            Some(text.value())
+        }
         _ => None,
     }
 }
@@ -133,29 +113,14 @@ fn check_mod_file(source: &Source, file: &File, findings: &mut Findings) {
 fn check_name(source: &Source, line: usize, kind: &str, name: &str, findings: &mut Findings) {
     let words = words_of(name);
     if let Some(word) = words.iter().find(|word| EMPTY_WORDS.contains(&word.as_str())) {
-        findings.note(
-            source,
-            line,
-            "name",
-            format!("{kind} {name}: {word:?} names nothing; say what it is"),
-        );
+        findings.note(source, line, "name", format!("{kind} {name}: {word:?} names nothing; say what it is"));
     }
     if words.last().is_some_and(|last| last == "data") {
-        findings.note(
-            source,
-            line,
-            "name",
-            format!("{kind} {name}: everything is data; say which"),
-        );
+        findings.note(source, line, "name", format!("{kind} {name}: everything is data; say which"));
     }
     let prefix = words.first().map(String::as_str);
     if kind == "function" && words.len() > 1 && matches!(prefix, Some("get" | "do")) {
-        findings.note(
-            source,
-            line,
-            "name",
-            format!("{kind} {name}: say what the caller gets, without get_ or do_"),
-        );
+        findings.note(source, line, "name", format!("{kind} {name}: say what the caller gets, without get_ or do_"));
     }
 }
 
@@ -189,13 +154,7 @@ impl Walk<'_> {
     }
 
     fn name(&mut self, kind: &str, ident: &proc_macro2::Ident) {
-        check_name(
-            self.source,
-            ident.span().start().line,
-            kind,
-            &ident.to_string(),
-            self.findings,
-        );
+        check_name(self.source, ident.span().start().line, kind, &ident.to_string(), self.findings);
     }
 
     fn function(&mut self, whole: proc_macro2::Span, name: &proc_macro2::Ident) {
@@ -225,19 +184,11 @@ impl Walk<'_> {
     /// An `unsafe` needs a note above it, and a room in which it may stand.
     fn unsafety(&mut self, line: usize) {
         if !self.source.path.starts_with("src/platform") {
-            self.note(
-                line,
-                "unsafe",
-                "only platform touches the machine; use a safe call of a library",
-            );
+            self.note(line, "unsafe", "only platform touches the machine; use a safe call of a library");
         }
         let above: Vec<&str> = self.source.text.lines().take(line).collect();
-        let mut comment = above
-            .iter()
-            .rev()
-            .skip(1)
-            .map(|text| text.trim_start())
-            .take_while(|text| text.starts_with("//"));
+        let mut comment =
+            above.iter().rev().skip(1).map(|text| text.trim_start()).take_while(|text| text.starts_with("//"));
         let same_line = above.last().is_some_and(|text| text.contains("// SAFETY:"));
         if !same_line && !comment.any(|text| text.starts_with("// SAFETY:")) {
             self.note(line, "unsafe", "say in `// SAFETY:` right above why it is sound");
@@ -344,10 +295,7 @@ impl<'ast> Visit<'ast> for Walk<'_> {
             self.note(
                 line,
                 "unwrap",
-                format!(
-                    ".{}() outside tests; answer an error, or unreachable!(\"why\")",
-                    call.method
-                ),
+                format!(".{}() outside tests; answer an error, or unreachable!(\"why\")", call.method),
             );
         }
         visit::visit_expr_method_call(self, call);
@@ -368,11 +316,7 @@ impl<'ast> Visit<'ast> for Walk<'_> {
     fn visit_attribute(&mut self, attribute: &'ast Attribute) {
         if attribute.path().is_ident("allow") {
             let line = attribute.span().start().line;
-            self.note(
-                line,
-                "allow",
-                "use #[expect(lint, reason = \"…\")], which tells when it is no longer needed",
-            );
+            self.note(line, "allow", "use #[expect(lint, reason = \"…\")], which tells when it is no longer needed");
         }
         visit::visit_attribute(self, attribute);
     }
@@ -399,31 +343,20 @@ fn every_file_keeps_the_rules_of_the_house() {
     for source in sources() {
         check(&source, &mut findings);
     }
-    assert!(
-        findings.0.is_empty(),
-        "{} breaches:\n{}",
-        findings.0.len(),
-        findings.0.join("\n")
-    );
+    assert!(findings.0.is_empty(), "{} breaches:\n{}", findings.0.len(), findings.0.join("\n"));
 }
 
 #[test]
 fn every_pending_breach_is_real_and_has_a_reason() {
     for (path, _, why) in PENDING {
         assert!(why.len() > 20, "{path} needs a reason");
-        assert!(
-            sources().iter().any(|source| source.path == *path),
-            "{path} is gone; remove it from PENDING"
-        );
+        assert!(sources().iter().any(|source| source.path == *path), "{path} is gone; remove it from PENDING");
     }
 }
 
 /// The rules that a text breaks as the file at `path`.
 fn broken(path: &str, text: &str) -> Vec<String> {
-    let source = Source {
-        path: path.into(),
-        text: text.into(),
-    };
+    let source = Source { path: path.into(), text: text.into() };
     let mut findings = Findings::default();
     check(&source, &mut findings);
     let rule = |line: String| line.split(": ").nth(1).unwrap_or_default().to_owned();
@@ -434,31 +367,10 @@ fn broken(path: &str, text: &str) -> Vec<String> {
 fn what_can_end_the_process_is_found_and_tests_may_do_it() {
     assert_eq!(broken("src/a/b.rs", "fn f() { x().unwrap() }"), ["unwrap"]);
     assert_eq!(broken("src/a/b.rs", "fn f() { x().expect(\"\") }"), ["unwrap"]);
-    assert_eq!(
-        broken("src/a/b.rs", "fn f() { format!(\"{}\", x.unwrap()); }"),
-        ["unwrap"]
-    );
-    assert_eq!(
-        broken(
-            "src/a/b.rs",
-            "fn f() { panic!() } fn g() { todo!() } fn h() { dbg!(1); }"
-        ),
-        ["macro"; 3]
-    );
-    assert_eq!(
-        broken(
-            "src/a/b.rs",
-            "#[cfg(test)] mod tests { fn f() { x().unwrap(); panic!() } }"
-        ),
-        [""; 0]
-    );
-    assert_eq!(
-        broken(
-            "src/a/b.rs",
-            "// x.unwrap()\nfn f() { log(\".unwrap()\"); unreachable!(\"why\") }"
-        ),
-        [""; 0]
-    );
+    assert_eq!(broken("src/a/b.rs", "fn f() { format!(\"{}\", x.unwrap()); }"), ["unwrap"]);
+    assert_eq!(broken("src/a/b.rs", "fn f() { panic!() } fn g() { todo!() } fn h() { dbg!(1); }"), ["macro"; 3]);
+    assert_eq!(broken("src/a/b.rs", "#[cfg(test)] mod tests { fn f() { x().unwrap(); panic!() } }"), [""; 0]);
+    assert_eq!(broken("src/a/b.rs", "// x.unwrap()\nfn f() { log(\".unwrap()\"); unreachable!(\"why\") }"), [""; 0]);
 }
 
 #[test]
@@ -470,45 +382,19 @@ fn printing_is_for_the_command_line() {
 #[test]
 fn an_allow_and_an_unexplained_unsafe_are_found() {
     assert_eq!(broken("src/a/b.rs", "#[allow(dead_code)] fn f() {}"), ["allow"]);
-    assert_eq!(
-        broken("src/a/b.rs", "#[expect(dead_code, reason = \"x\")] fn f() {}"),
-        [""; 0]
-    );
+    assert_eq!(broken("src/a/b.rs", "#[expect(dead_code, reason = \"x\")] fn f() {}"), [""; 0]);
     assert_eq!(broken("src/platform/b.rs", "fn f() { unsafe { g() } }"), ["unsafe"]);
     assert_eq!(
-        broken(
-            "src/platform/b.rs",
-            "fn f() {\n    // SAFETY: g takes nothing.\n    unsafe { g() }\n}"
-        ),
+        broken("src/platform/b.rs", "fn f() {\n    // SAFETY: g takes nothing.\n    unsafe { g() }\n}"),
         [""; 0]
     );
-    assert_eq!(
-        broken(
-            "src/a/b.rs",
-            "fn f() {\n    // SAFETY: g takes nothing.\n    unsafe { g() }\n}"
-        ),
-        ["unsafe"]
-    );
+    assert_eq!(broken("src/a/b.rs", "fn f() {\n    // SAFETY: g takes nothing.\n    unsafe { g() }\n}"), ["unsafe"]);
 }
 
 #[test]
 fn empty_names_are_found() {
-    assert_eq!(
-        broken(
-            "src/a/b.rs",
-            "struct PeerManager; struct PeerInfo; struct PeerData; struct Data2;"
-        )
-        .len(),
-        3
-    );
-    assert_eq!(
-        broken(
-            "src/a/b.rs",
-            "fn get_peer() {} fn do_it() {} fn get() {} fn target() {}"
-        )
-        .len(),
-        2
-    );
+    assert_eq!(broken("src/a/b.rs", "struct PeerManager; struct PeerInfo; struct PeerData; struct Data2;").len(), 3);
+    assert_eq!(broken("src/a/b.rs", "fn get_peer() {} fn do_it() {} fn get() {} fn target() {}").len(), 2);
     assert_eq!(broken("src/a/utils.rs", "fn f() {}"), ["name"]);
 }
 
@@ -516,14 +402,8 @@ fn empty_names_are_found() {
 fn lengths_headers_and_doors_are_checked() {
     let long = format!("fn f() {{\n{}}}", "    g();\n".repeat(FUNCTION_LINES_MAX));
     assert_eq!(broken("src/a/b.rs", &long), ["function length"]);
-    assert_eq!(
-        broken("src/a/b.rs", &"// x\n".repeat(FILE_LINES_MAX + 1)),
-        ["file length"]
-    );
+    assert_eq!(broken("src/a/b.rs", &"// x\n".repeat(FILE_LINES_MAX + 1)), ["file length"]);
     assert_eq!(broken("src/a/mod.rs", "mod b;"), ["header"]);
     assert_eq!(broken("src/a.rs", "//! Without an end\n//!\n//! Other."), ["header"]);
-    assert_eq!(
-        broken("src/a/mod.rs", "//! What it is for.\nmod b;\npub use b::B;\nstruct C;"),
-        ["mod file"]
-    );
+    assert_eq!(broken("src/a/mod.rs", "//! What it is for.\nmod b;\npub use b::B;\nstruct C;"), ["mod file"]);
 }

@@ -55,10 +55,7 @@ impl Desired {
         let decode = |(text, value): (&String, &serde_json::Value)| {
             let key: RecordKey = text.parse().unwrap();
             let record = Record::decode(&key, &serde_json::to_vec(value).unwrap()).unwrap();
-            Mutation {
-                key,
-                record: Some(record),
-            }
+            Mutation { key, record: Some(record) }
         };
         let mutations: Vec<Mutation> = self.records.iter().map(decode).collect();
         let mut document = Document::default();
@@ -77,10 +74,7 @@ impl Desired {
 
 fn cases() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/plan");
-    let mut cases: Vec<PathBuf> = fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut cases: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.sort();
     cases
 }
@@ -96,12 +90,7 @@ fn prose(document: &Document, diff: &Diff, plan: &Plan) -> String {
     if text.is_empty() {
         text.push_str("(no difference)\n");
     }
-    let _ = writeln!(
-        text,
-        "\ngeneration {}, {} actions",
-        document.generation(),
-        plan.steps.len()
-    );
+    let _ = writeln!(text, "\ngeneration {}, {} actions", document.generation(), plan.steps.len());
     for (number, step) in plan.steps.iter().enumerate() {
         let what = match &step.action {
             Action::Create { spec, .. } => serde_json::to_string(spec).unwrap(),
@@ -145,21 +134,14 @@ fn every_case_gives_the_plan_that_was_blessed() {
             let _ = writeln!(wrong, "== {name}\n-- blessed\n{blessed}-- now\n{plan}");
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{wrong}\nIf this is as it should be: OVERLAYD_BLESS=1 cargo test --test it plan_golden"
-    );
+    assert!(wrong.is_empty(), "{wrong}\nIf this is as it should be: OVERLAYD_BLESS=1 cargo test --test it plan_golden");
 }
 
 #[test]
 fn no_plan_shows_a_private_key() {
     for case in cases() {
         let desired: Desired = read(&case.join("desired.json"));
-        let Some(private) = desired
-            .records
-            .get("node-key")
-            .and_then(|key| key["private_key"].as_str())
-        else {
+        let Some(private) = desired.records.get("node-key").and_then(|key| key["private_key"].as_str()) else {
             continue;
         };
         assert!(!plan_of(&case).contains(private), "{}", case.display());

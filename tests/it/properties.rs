@@ -67,28 +67,19 @@ fn peer_requests() -> impl Strategy<Value = PeerRequest> {
         Some("b.example.org:51820"),
     ]);
     let ips = proptest::collection::btree_set(networks(), 0..4);
-    (
-        peer_numbers(),
-        endpoints,
-        ips,
-        select(vec![0, 25, u16::MAX]),
-        any::<bool>(),
-    )
-        .prop_map(|(number, endpoint, allowed_ips, keepalive, advertises)| PeerRequest {
+    (peer_numbers(), endpoints, ips, select(vec![0, 25, u16::MAX]), any::<bool>()).prop_map(
+        |(number, endpoint, allowed_ips, keepalive, advertises)| PeerRequest {
             public_key: peer_key(number),
             endpoint: endpoint.map(|text| text.parse().unwrap()),
             allowed_ips,
             keepalive,
             candidates: advertises.then(candidate).into_iter().collect(),
-        })
+        },
+    )
 }
 
 fn candidate() -> Candidate {
-    Candidate {
-        candidate_type: "host".into(),
-        address: "192.0.2.1:51820".into(),
-        priority: 7,
-    }
+    Candidate { candidate_type: "host".into(), address: "192.0.2.1:51820".into(), priority: 7 }
 }
 
 fn nat() -> NatSettings {
@@ -177,18 +168,9 @@ fn records(document: &Document) -> Vec<Mutation> {
     let fixed = [RecordKey::Node, RecordKey::NodeKey, RecordKey::Overlay];
     let peers = document.peers().keys().map(|key| RecordKey::Peer(*key));
     let dns = document.dns().keys().map(|name| RecordKey::Dns(name.clone()));
-    let resolvers = document
-        .resolvers()
-        .keys()
-        .map(|zone| RecordKey::Resolver(zone.clone()));
+    let resolvers = document.resolvers().keys().map(|zone| RecordKey::Resolver(zone.clone()));
     let keys = fixed.into_iter().chain(peers).chain(dns).chain(resolvers);
-    keys.filter_map(|key| {
-        document.record(&key).map(|record| Mutation {
-            key,
-            record: Some(record),
-        })
-    })
-    .collect()
+    keys.filter_map(|key| document.record(&key).map(|record| Mutation { key, record: Some(record) })).collect()
 }
 
 /// How one object on the node differs from what is wanted.
@@ -265,16 +247,9 @@ fn node(before: &Document, fates: &[Fate]) -> SimNode {
         }
     }
     // Somebody else's things, which nobody may touch.
-    let stranger = |spec| Observed {
-        spec,
-        owner: Owner::Stranger("a decoy".into()),
-        stats: None,
-    };
+    let stranger = |spec| Observed { spec, owner: Owner::Stranger("a decoy".into()), stats: None };
     node.place(Key::Link("zl-decoy-b".parse().unwrap()), stranger(foreign_link()));
-    let route = Key::Route {
-        destination: cidr("10.200.0.0/16"),
-        metric: 7,
-    };
+    let route = Key::Route { destination: cidr("10.200.0.0/16"), metric: 7 };
     node.place(route, stranger(Spec::Route(RouteSpec::Other("via 192.0.2.9".into()))));
     node
 }
@@ -287,11 +262,7 @@ fn strangers(node: &SimNode) -> BTreeMap<Key, Observed> {
 fn look(node: &SimNode, document: &Document) -> Snapshot {
     let (links, keys) = places(document, &Facts::new(mark()));
     let mut snapshot = Snapshot::default();
-    snapshot.absorb(node.observe(&Interest {
-        subsystems: Subsystem::ALL.into(),
-        links,
-        keys,
-    }));
+    snapshot.absorb(node.observe(&Interest { subsystems: Subsystem::ALL.into(), links, keys }));
     snapshot
 }
 
@@ -304,11 +275,7 @@ fn text(document: &Document, target: &Target, plan: &Plan) -> String {
 }
 
 fn cases(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        cases,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {
@@ -504,11 +471,7 @@ fn events() -> impl Strategy<Value = Event> {
 fn happen(world: &mut World, event: Event) {
     let ours = |world: &World, which: usize| {
         let keys: Vec<Key> = world.kernel.node(|node| {
-            node.objects()
-                .iter()
-                .filter(|(_, seen)| seen.is_ours())
-                .map(|(key, _)| key.clone())
-                .collect()
+            node.objects().iter().filter(|(_, seen)| seen.is_ours()).map(|(key, _)| key.clone()).collect()
         });
         (!keys.is_empty()).then(|| keys[which % keys.len()].clone())
     };
@@ -535,16 +498,10 @@ fn happen(world: &mut World, event: Event) {
                 world.disturb(&key, |spec| *spec = altered(spec, how));
             }
         }
-        Event::Lose(after) => world
-            .kernel
-            .inject_after(after, Fault::FailAfter(ActionError::Timeout(1000))),
-        Event::Fail(after) => world
-            .kernel
-            .inject_after(after, Fault::FailBefore(ActionError::Failed("no".into()))),
+        Event::Lose(after) => world.kernel.inject_after(after, Fault::FailAfter(ActionError::Timeout(1000))),
+        Event::Fail(after) => world.kernel.inject_after(after, Fault::FailBefore(ActionError::Failed("no".into()))),
         Event::Cut(part) => world.kernel.inject(Fault::CutDump(part)),
-        Event::Break(number) => world
-            .kernel
-            .break_object(device_key(number), ActionError::Denied("no".into())),
+        Event::Break(number) => world.kernel.break_object(device_key(number), ActionError::Denied("no".into())),
     }
 }
 
@@ -589,18 +546,11 @@ fn variants(spec: &Spec) -> Vec<(&'static str, Spec)> {
         Spec::Link(_) => vec![("mtu", altered(spec, 0)), ("up", altered(spec, 1))],
         Spec::Address | Spec::Route(_) => Vec::new(),
         Spec::Sysctl(_) => vec![("value", altered(spec, 0))],
-        Spec::Device(_) => vec![
-            ("port", altered(spec, 0)),
-            ("key", altered(spec, 1)),
-            ("fwmark", altered(spec, 2)),
-        ],
+        Spec::Device(_) => vec![("port", altered(spec, 0)), ("key", altered(spec, 1)), ("fwmark", altered(spec, 2))],
         Spec::Peer(wanted) => {
             let mut all = vec![
                 ("keepalive", of_peer(|peer| peer.keepalive ^= 1)),
-                (
-                    "one allowed ip more",
-                    of_peer(|peer| peer.allowed_ips.extend([cidr("172.16.0.0/12")])),
-                ),
+                ("one allowed ip more", of_peer(|peer| peer.allowed_ips.extend([cidr("172.16.0.0/12")]))),
                 ("preshared key", of_peer(|peer| peer.preshared = true)),
             ];
             if wanted.endpoint.is_some() {
@@ -621,13 +571,7 @@ fn every_field_of_every_object_at_every_position_gives_exactly_one_action_when_i
     // The first peer, and others between, have no endpoint: where one comparison ends early the rest is never compared (A6).
     for number in 1..=8 {
         let endpoint = if number % 3 == 1 { None } else { peer(number).endpoint };
-        edit(
-            &mut document,
-            &Edit::EnsurePeer(PeerRequest {
-                endpoint,
-                ..peer(number)
-            }),
-        );
+        edit(&mut document, &Edit::EnsurePeer(PeerRequest { endpoint, ..peer(number) }));
     }
     let target = target(&document, &Facts::new(mark()));
     let right = as_snapshot(&target).to_observation();
@@ -639,11 +583,8 @@ fn every_field_of_every_object_at_every_position_gives_exactly_one_action_when_i
             let mut snapshot = Snapshot::default();
             snapshot.absorb(seen);
             let plan = plan_for(&target, &snapshot);
-            let touched: Vec<(&str, &Key)> = plan
-                .steps
-                .iter()
-                .map(|step| (step.action.verb(), step.action.key()))
-                .collect();
+            let touched: Vec<(&str, &Key)> =
+                plan.steps.iter().map(|step| (step.action.verb(), step.action.key())).collect();
             assert_eq!(touched, [("update", key)], "{field} of {key}");
             tried += 1;
         }
@@ -651,11 +592,7 @@ fn every_field_of_every_object_at_every_position_gives_exactly_one_action_when_i
         seen.objects.remove(key);
         let mut snapshot = Snapshot::default();
         snapshot.absorb(seen);
-        let created: Vec<_> = plan_for(&target, &snapshot)
-            .steps
-            .iter()
-            .map(|step| step.action.key().clone())
-            .collect();
+        let created: Vec<_> = plan_for(&target, &snapshot).steps.iter().map(|step| step.action.key().clone()).collect();
         assert_eq!(created, std::slice::from_ref(key), "{key} absent");
     }
     assert!(tried > 40, "{tried}");

@@ -45,10 +45,7 @@ fn now() -> Instant {
 
 impl Clock for TimersClock {
     fn now(&self) -> Now {
-        Now {
-            instant: now(),
-            unix: UnixTime(1_000_000),
-        }
+        Now { instant: now(), unix: UnixTime(1_000_000) }
     }
 }
 
@@ -119,10 +116,7 @@ impl Agent {
     fn start_glancing(peers: u16, kernel_takes: Duration, glance_every: Duration) -> Self {
         let document = Arc::new(RwLock::new(document(peers)));
         let kernel = SimKernel::default();
-        let slow = SlowKernel {
-            inner: kernel.clone(),
-            takes: kernel_takes,
-        };
+        let slow = SlowKernel { inner: kernel.clone(), takes: kernel_takes };
         let engine = Engine::new(slow, TimersClock, document.clone(), Facts::new(mark()));
         let (view, inbox) = (engine.view(), Arc::new(Inbox::default()));
         let (orders, inlet) = commands();
@@ -148,23 +142,9 @@ impl Agent {
                 overruns.fetch_add(1, Ordering::SeqCst);
             })
         };
-        let options = RuntimeOptions {
-            resync_every: RESYNC,
-            glance_every,
-            jitter_seed: 7,
-        };
+        let options = RuntimeOptions { resync_every: RESYNC, glance_every, jitter_seed: 7 };
         let task = tokio::spawn(run(engine, inbox.clone(), inlet, options, count, note));
-        Self {
-            document,
-            kernel,
-            inbox,
-            commands: orders,
-            view,
-            told,
-            finished,
-            overruns,
-            task,
-        }
+        Self { document, kernel, inbox, commands: orders, view, told, finished, overruns, task }
     }
 
     /// Makes an edit and announces it, as the committer's listener does.
@@ -212,10 +192,7 @@ impl Agent {
 }
 
 fn keepalive(number: u16, seconds: u16) -> Edit {
-    Edit::EnsurePeer(PeerRequest {
-        keepalive: seconds,
-        ..peer(number)
-    })
+    Edit::EnsurePeer(PeerRequest { keepalive: seconds, ..peer(number) })
 }
 
 #[tokio::test(start_paused = true)]
@@ -244,11 +221,7 @@ async fn edits_announced_while_a_round_runs_share_the_next_one() {
     let told = agent.told();
     assert_eq!(told.len(), 3, "{told:#?}");
     assert_eq!((told[2].full, told[2].lags.len()), (false, 100));
-    assert!(
-        told[2].lags.iter().all(|lag| *lag < Duration::from_millis(200)),
-        "{:?}",
-        told[2].lags
-    );
+    assert!(told[2].lags.iter().all(|lag| *lag < Duration::from_millis(200)), "{:?}", told[2].lags);
     assert_eq!(agent.view.read().progress.covered, last);
     assert_eq!(agent.view.read().progress.converged, last);
 }
@@ -260,10 +233,7 @@ async fn an_edit_of_one_peer_is_a_round_about_that_peer() {
     let generation = agent.edit(&keepalive(100, 1));
     agent.until("its round", |told| told.len() == 2).await;
     let told = agent.told();
-    assert!(
-        told[1].cause == "edit" && !told[1].full && told[1].actions == 1,
-        "{told:#?}"
-    );
+    assert!(told[1].cause == "edit" && !told[1].full && told[1].actions == 1, "{told:#?}");
     assert_eq!((agent.kernel.calls(), agent.kernel.looks()), (calls + 1, looks));
     assert_eq!(agent.view.read().progress.covered, generation);
 }
@@ -291,10 +261,7 @@ async fn a_burst_of_hints_causes_one_round_that_repairs() {
     let told = agent.told();
     assert_eq!(told.len(), 2, "{told:#?}");
     assert!(told[1].cause == "hint" && told[1].full && told[1].actions > 0 && told[1].in_sync);
-    assert!(
-        told[1].at - told[0].at < Duration::from_millis(100),
-        "a deleted link is back within a tenth of a second"
-    );
+    assert!(told[1].at - told[0].at < Duration::from_millis(100), "a deleted link is back within a tenth of a second");
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,30 +277,18 @@ async fn lost_events_are_counted_and_answered_with_a_full_look() {
 #[tokio::test(start_paused = true)]
 async fn what_failed_is_tried_again_without_anybody_asking() {
     let agent = Agent::settled(3).await;
-    agent
-        .kernel
-        .break_object(device_key(2), ActionError::Failed("simulated".into()));
+    agent.kernel.break_object(device_key(2), ActionError::Failed("simulated".into()));
     agent.edit(&keepalive(2, 1));
     let failing = |view: &SharedView| matches!(view.read().ledger.condition(&device_key(2)), Some(Condition::Failing { attempts, .. }) if *attempts >= 4);
     agent.until("some tries", |_| failing(&agent.view)).await;
     let elapsed = agent.told().last().unwrap().at - agent.told()[0].at;
-    assert!(
-        elapsed < Duration::from_secs(2),
-        "the first pauses are short: {elapsed:?}"
-    );
+    assert!(elapsed < Duration::from_secs(2), "the first pauses are short: {elapsed:?}");
     agent.kernel.mend(&device_key(2));
-    agent
-        .until("the try that goes well", |told| {
-            told.last().is_some_and(|last| last.in_sync)
-        })
-        .await;
+    agent.until("the try that goes well", |told| told.last().is_some_and(|last| last.in_sync)).await;
     let rounds = agent.rounds();
     agent.pass(Duration::from_secs(20)).await;
     assert_eq!(agent.rounds(), rounds, "and then the loop rests");
-    assert_eq!(
-        agent.view.read().progress.converged,
-        agent.document.read().unwrap().generation()
-    );
+    assert_eq!(agent.view.read().progress.converged, agent.document.read().unwrap().generation());
 }
 
 #[tokio::test(start_paused = true)]
@@ -344,10 +299,7 @@ async fn what_gave_no_hint_is_found_by_the_periodic_look() {
     let told = agent.told();
     assert!(told[1].cause == "resync" && told[1].actions == 1, "{told:#?}");
     let waited = told[1].at - told[0].at;
-    assert!(
-        waited >= RESYNC.mul_f64(0.9) && waited <= RESYNC.mul_f64(1.11),
-        "{waited:?}"
-    );
+    assert!(waited >= RESYNC.mul_f64(0.9) && waited <= RESYNC.mul_f64(1.11), "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -355,35 +307,17 @@ async fn a_peer_that_changed_without_a_sign_is_found_by_a_glance_and_the_periodi
     let agent = Agent::start_glancing(3, Duration::ZERO, Duration::from_secs(5));
     agent.until("the first round", |told| !told.is_empty()).await;
     let lost = agent.kernel.node(|node| {
-        let key = node
-            .objects()
-            .keys()
-            .find(|key| key.subsystem() == Subsystem::Peer)
-            .unwrap()
-            .clone();
+        let key = node.objects().keys().find(|key| key.subsystem() == Subsystem::Peer).unwrap().clone();
         node.remove(&key);
         key
     });
-    agent
-        .until("the repair", |told| told.iter().skip(1).any(|told| told.actions == 1))
-        .await;
-    let repair = agent
-        .told()
-        .into_iter()
-        .find(|told| told.cause == "glance" && told.actions == 1)
-        .unwrap();
+    agent.until("the repair", |told| told.iter().skip(1).any(|told| told.actions == 1)).await;
+    let repair = agent.told().into_iter().find(|told| told.cause == "glance" && told.actions == 1).unwrap();
     assert!(repair.at - agent.told()[0].at <= Duration::from_secs(6));
     assert!(agent.kernel.node(|node| node.objects().contains_key(&lost)));
-    agent
-        .until("the periodic look", |told| {
-            told.iter().any(|told| told.cause == "resync")
-        })
-        .await;
+    agent.until("the periodic look", |told| told.iter().any(|told| told.cause == "resync")).await;
     let looked = agent.told().into_iter().find(|told| told.cause == "resync").unwrap();
-    assert!(
-        looked.at - agent.told()[0].at <= RESYNC * 2,
-        "glances do not put it off"
-    );
+    assert!(looked.at - agent.told()[0].at <= RESYNC * 2, "glances do not put it off");
 }
 
 #[tokio::test(start_paused = true)]
@@ -438,9 +372,7 @@ async fn a_stream_of_questions_does_not_put_off_an_edit() {
     agent.pass(Duration::from_millis(20)).await;
     let asked = now();
     agent.edit(&keepalive(1, 1));
-    agent
-        .until("its round", |told| told.iter().any(|told| told.cause == "edit"))
-        .await;
+    agent.until("its round", |told| told.iter().any(|told| told.cause == "edit")).await;
     assert!(now() - asked < Duration::from_millis(50), "{:?}", now() - asked);
     questions.abort();
 }
@@ -472,47 +404,31 @@ async fn a_look_that_is_asked_for_has_ended_when_the_answer_comes() {
 async fn a_suspension_is_answered_when_the_device_is_gone() {
     let agent = Agent::settled(3).await;
     agent.ask(Command::Suspend).await;
-    assert!(
-        agent
-            .kernel
-            .node(|node| !node.objects().contains_key(&Key::Link(device())))
-    );
+    assert!(agent.kernel.node(|node| !node.objects().contains_key(&Key::Link(device()))));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_host_name_that_resolves_is_told_to_the_kernel() {
     let agent = Agent::settled(0).await;
-    let named = PeerRequest {
-        endpoint: Some("b.example.org:51820".parse().unwrap()),
-        ..peer(1)
-    };
+    let named = PeerRequest { endpoint: Some("b.example.org:51820".parse().unwrap()), ..peer(1) };
     agent.edit(&Edit::EnsurePeer(named));
     agent.until("its round", |told| told.len() == 2).await;
     let addresses = BTreeMap::from([("b.example.org".parse().unwrap(), "192.0.2.77".parse().unwrap())]);
     agent.commands.clone().try_send(Command::Resolved(addresses)).unwrap();
     agent.until("the next", |told| told.len() == 3).await;
     assert_eq!(agent.told()[2].actions, 1);
-    assert_eq!(
-        agent.view.read().ledger.condition(&device_key(1)),
-        Some(&Condition::Realized)
-    );
+    assert_eq!(agent.view.read().ledger.condition(&device_key(1)), Some(&Condition::Realized));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stranger_in_the_way_does_not_keep_the_loop_busy() {
     let agent = Agent::settled(3).await;
     let link = Key::Link(device());
-    agent
-        .kernel
-        .break_object(link.clone(), ActionError::Failed("simulated".into()));
+    agent.kernel.break_object(link.clone(), ActionError::Failed("simulated".into()));
     agent.kernel.node(|node| node.remove(&link));
     agent.kernel.hint(Hint::Changed(Subsystem::Link));
     agent.until("the failure", |told| told.len() >= 2).await;
-    let stranger = Observed {
-        spec: foreign_link(),
-        owner: Owner::Stranger("dummy".into()),
-        stats: None,
-    };
+    let stranger = Observed { spec: foreign_link(), owner: Owner::Stranger("dummy".into()), stats: None };
     agent.kernel.node(|node| node.place(link, stranger));
     let before = agent.rounds();
     agent.pass(Duration::from_secs(300)).await;

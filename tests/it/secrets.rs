@@ -89,32 +89,16 @@ fn ensure_overlay() -> Edit {
 fn no_secret_shows_in_the_debug_form_of_the_document_and_its_edits() {
     let own = Record::NodeKey(KeyPair::from_private(key()));
     let bytes = own.encode();
-    assert!(
-        String::from_utf8_lossy(&bytes).contains(key().reveal().as_str()),
-        "the stored form has the key"
-    );
+    assert!(String::from_utf8_lossy(&bytes).contains(key().reveal().as_str()), "the stored form has the key");
     let records = BTreeMap::from([(RecordKey::NodeKey.to_string(), bytes.clone())]);
-    let contents = Contents {
-        generation: 1,
-        records,
-        settled: 0,
-    };
+    let contents = Contents { generation: 1, records, settled: 0 };
     let document = Document::from_contents(&contents).unwrap();
     let change: Change = consider(&document, &ensure_overlay(), 2).unwrap();
-    assert!(matches!(
-        (&change.touched, &change.grant),
-        (Touched::Everything, Grant::Device(_))
-    ));
+    assert!(matches!((&change.touched, &change.grant), (Touched::Everything, Grant::Device(_))));
     let overlay = change.mutations[0].record.as_ref().unwrap().encode();
     let writes = vec![
-        Write {
-            key: RecordKey::NodeKey.to_string(),
-            value: Some(bytes),
-        },
-        Write {
-            key: RecordKey::Overlay.to_string(),
-            value: Some(overlay),
-        },
+        Write { key: RecordKey::NodeKey.to_string(), value: Some(bytes) },
+        Write { key: RecordKey::Overlay.to_string(), value: Some(overlay) },
     ];
     let entry = Entry {
         generation: 2,
@@ -123,16 +107,7 @@ fn no_secret_shows_in_the_debug_form_of_the_document_and_its_edits() {
         summary: change.summary.clone(),
         writes,
     };
-    for value in [
-        &own as &dyn Debug,
-        &contents,
-        &document,
-        &ensure_overlay(),
-        &change,
-        &entry,
-        &nat(),
-        &key(),
-    ] {
+    for value in [&own as &dyn Debug, &contents, &document, &ensure_overlay(), &change, &entry, &nat(), &key()] {
         silent(value);
     }
 }
@@ -151,15 +126,8 @@ fn no_secret_shows_in_the_debug_form_of_the_core() {
     let snapshot = Snapshot::default();
     let plan = plan(&target, &snapshot, &Scope::Everything, overlayd::clock::UnixTime(0));
     let diff = Diff::new(&document, &target, &plan);
-    let device = DeviceSpec {
-        key: KeyPair::from_private(key()),
-        listen_port: 51820,
-        fwmark: 0,
-    };
-    let action = Action::Create {
-        key: Key::Device("zl-lab-a-g".parse().unwrap()),
-        spec: Spec::Device(device),
-    };
+    let device = DeviceSpec { key: KeyPair::from_private(key()), listen_port: 51820, fwmark: 0 };
+    let action = Action::Create { key: Key::Device("zl-lab-a-g".parse().unwrap()), spec: Spec::Device(device) };
     for value in [&target as &dyn Debug, &plan, &diff, &action, &facts, &snapshot] {
         silent(value);
     }
@@ -189,8 +157,5 @@ fn no_secret_shows_in_the_debug_form_of_the_wire() {
     };
     silent(&request);
     silent(&Frame::Request { id: 1, request });
-    silent(&Frame::Response {
-        id: 1,
-        response: Response::GuestConfig(config),
-    });
+    silent(&Frame::Response { id: 1, response: Response::GuestConfig(config) });
 }

@@ -63,11 +63,7 @@ fn request_of(name: &str, text: &str) -> Frame {
 fn frame_of(name: &str, text: &str) -> Frame {
     let frame = decode_frame(text.as_bytes()).unwrap_or_else(|refusal| panic!("{name}: {refusal}"));
     if name.starts_with("request-") {
-        assert_eq!(
-            request_of(name, text),
-            frame,
-            "{name}: a server and a client read it alike"
-        );
+        assert_eq!(request_of(name, text), frame, "{name}: a server and a client read it alike");
     }
     frame
 }
@@ -102,10 +98,7 @@ fn every_golden_file_is_written_again_to_the_byte() {
 #[test]
 fn what_an_older_sender_leaves_out_means_what_it_means_to_the_contract() {
     let means = files("means");
-    let without: BTreeMap<_, _> = files("")
-        .into_iter()
-        .filter(|(name, _)| name.contains("-without-"))
-        .collect();
+    let without: BTreeMap<_, _> = files("").into_iter().filter(|(name, _)| name.contains("-without-")).collect();
     assert_eq!(without.keys().collect::<Vec<_>>(), means.keys().collect::<Vec<_>>());
     for (name, text) in without {
         assert_eq!(encoded_again(&name, &text), means[&name], "{name}");
@@ -122,17 +115,8 @@ fn golden_request(name: &str) -> Request {
 #[test]
 fn a_setup_from_an_older_daemon_has_no_slice_and_no_nat_and_no_mandatory_adapter() {
     match golden_request("request-setup_global_overlay-without-nat-slice-host_adapter_mandatory") {
-        Request::SetupGlobalOverlay {
-            slice_cidr,
-            host_adapter_mandatory,
-            nat,
-            wg_port,
-            ..
-        } => {
-            assert_eq!(
-                (slice_cidr, host_adapter_mandatory, nat, wg_port),
-                (None, false, None, 51820)
-            );
+        Request::SetupGlobalOverlay { slice_cidr, host_adapter_mandatory, nat, wg_port, .. } => {
+            assert_eq!((slice_cidr, host_adapter_mandatory, nat, wg_port), (None, false, None, 51820));
         }
         other => panic!("{other:?}"),
     }
@@ -141,19 +125,9 @@ fn a_setup_from_an_older_daemon_has_no_slice_and_no_nat_and_no_mandatory_adapter
 #[test]
 fn an_attach_from_an_older_daemon_joins_the_open_network_and_keeps_the_segment() {
     match golden_request("request-attach_container-without-ephemeral-isolation_network-dns") {
-        Request::AttachContainer {
-            handle,
-            ephemeral,
-            isolation_network,
-            dns_server,
-            dns_domain,
-            ..
-        } => {
+        Request::AttachContainer { handle, ephemeral, isolation_network, dns_server, dns_domain, .. } => {
             assert_eq!(handle, AttachHandle::LinuxPid { pid: u32::MAX });
-            assert_eq!(
-                (ephemeral, isolation_network, dns_server, dns_domain),
-                (false, None, None, None)
-            );
+            assert_eq!((ephemeral, isolation_network, dns_server, dns_domain), (false, None, None, None));
         }
         other => panic!("{other:?}"),
     }
@@ -163,10 +137,7 @@ fn an_attach_from_an_older_daemon_joins_the_open_network_and_keeps_the_segment()
 fn a_peer_without_scope_and_candidates_is_one_of_the_node_device() {
     match golden_request("request-add_peer-without-scope-candidates") {
         Request::AddPeer { peer, scope } => {
-            assert_eq!(
-                (scope, peer.candidates, peer.persistent_keepalive_secs),
-                (PeerScope::Global, vec![], 25)
-            );
+            assert_eq!((scope, peer.candidates, peer.persistent_keepalive_secs), (PeerScope::Global, vec![], 25));
         }
         other => panic!("{other:?}"),
     }
@@ -183,9 +154,7 @@ fn each_has_a_golden<T: Debug>(prefix: &str, tags: &[&str], read: impl Fn(&str, 
     let files = files("");
     for tag in tags {
         let name = format!("{prefix}-{tag}");
-        let text = files
-            .get(&name)
-            .unwrap_or_else(|| panic!("fixtures/wire/{name}.json is missing"));
+        let text = files.get(&name).unwrap_or_else(|| panic!("fixtures/wire/{name}.json is missing"));
         let (found, value) = read(&name, text);
         assert_eq!(found, *tag, "{name} holds {value:?}");
     }
@@ -205,20 +174,14 @@ fn every_variant_has_a_golden_file() {
         Frame::Event(event) => (event.event(), event),
         other => panic!("{name}: {other:?}"),
     });
-    each_has_a_golden("agent-request", AgentRequest::OPS, |name, text| {
-        match agent_frame_of(name, text) {
-            AgentFrame::Request { request, .. } => (request.op(), request),
-            other @ AgentFrame::Response { .. } => panic!("{name}: {other:?}"),
-        }
+    each_has_a_golden("agent-request", AgentRequest::OPS, |name, text| match agent_frame_of(name, text) {
+        AgentFrame::Request { request, .. } => (request.op(), request),
+        other @ AgentFrame::Response { .. } => panic!("{name}: {other:?}"),
     });
-    each_has_a_golden(
-        "agent-response",
-        AgentResponse::RESULTS,
-        |name, text| match agent_frame_of(name, text) {
-            AgentFrame::Response { response, .. } => (response.result(), response),
-            other @ AgentFrame::Request { .. } => panic!("{name}: {other:?}"),
-        },
-    );
+    each_has_a_golden("agent-response", AgentResponse::RESULTS, |name, text| match agent_frame_of(name, text) {
+        AgentFrame::Response { response, .. } => (response.result(), response),
+        other @ AgentFrame::Request { .. } => panic!("{name}: {other:?}"),
+    });
 }
 
 #[test]
@@ -226,22 +189,13 @@ fn every_handle_scope_and_mode_is_in_some_golden_file() {
     let (mut platforms, mut scopes, mut modes) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (name, text) in files("").into_iter().filter(|(name, _)| name.starts_with("request-")) {
         match request_of(&name, &text) {
-            Frame::Request {
-                request: Request::AttachContainer { handle, .. },
-                ..
-            } => {
+            Frame::Request { request: Request::AttachContainer { handle, .. }, .. } => {
                 platforms.insert(handle.platform());
             }
-            Frame::Request {
-                request: Request::AddPeer { scope, .. },
-                ..
-            } => {
+            Frame::Request { request: Request::AddPeer { scope, .. }, .. } => {
                 scopes.insert(scope.scope());
             }
-            Frame::Request {
-                request: Request::SetupServiceOverlay { mode, .. },
-                ..
-            } => {
+            Frame::Request { request: Request::SetupServiceOverlay { mode, .. }, .. } => {
                 modes.insert(mode.mode());
             }
             _ => {}
@@ -288,11 +242,7 @@ fn no_secret_is_shown_by_debug() {
     for name in ["request-setup_global_overlay", "response-guest_config"] {
         let text = &files("")[name];
         let shown = format!("{:?}", frame_of(name, text));
-        for secret in [
-            "turn-credential",
-            "relay-credential",
-            "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE=",
-        ] {
+        for secret in ["turn-credential", "relay-credential", "gI6EdUSYvn8ugXOt8QQD6Yc+JyiZxIhp3GInSWRfWGE="] {
             assert!(!shown.contains(secret), "{name} shows a secret");
         }
         assert!(shown.contains("(redacted)"), "{name} has lost its secret");

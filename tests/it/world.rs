@@ -49,10 +49,7 @@ pub fn device() -> IfName {
 }
 
 pub fn device_key(number: u16) -> Key {
-    Key::Peer {
-        device: device(),
-        public_key: peer_key(number),
-    }
+    Key::Peer { device: device(), public_key: peer_key(number) }
 }
 
 pub fn overlay() -> OverlayRequest {
@@ -92,10 +89,7 @@ pub fn edit(document: &mut Document, edit: &Edit) -> Change {
 /// A document with the overlay of [`overlay`], the key of [`node_key`] and peers `1..=peers`.
 pub fn document(peers: u16) -> Document {
     let mut document = Document::default();
-    let own = Mutation {
-        key: RecordKey::NodeKey,
-        record: Some(Record::NodeKey(KeyPair::from_private(node_key()))),
-    };
+    let own = Mutation { key: RecordKey::NodeKey, record: Some(Record::NodeKey(KeyPair::from_private(node_key()))) };
     document.absorb(1, &[own]);
     edit(&mut document, &Edit::EnsureOverlay(overlay()));
     for number in 1..=peers {
@@ -115,10 +109,7 @@ pub struct TestClock(Arc<Mutex<Now>>);
 
 impl TestClock {
     pub fn new() -> Self {
-        Self(Arc::new(Mutex::new(Now {
-            instant: Instant::now(),
-            unix: UnixTime(1_000_000),
-        })))
+        Self(Arc::new(Mutex::new(Now { instant: Instant::now(), unix: UnixTime(1_000_000) })))
     }
 
     pub fn advance(&self, by: Duration) {
@@ -161,12 +152,7 @@ impl World {
         let document = Arc::new(RwLock::new(document));
         let (kernel, clock) = (SimKernel::default(), TestClock::new());
         let engine = Engine::new(kernel.clone(), clock.clone(), document.clone(), Facts::new(mark()));
-        Self {
-            document,
-            kernel,
-            clock,
-            engine,
-        }
+        Self { document, kernel, clock, engine }
     }
 
     /// The agent dies and another starts on the same node with the same document, of which `settled` is known to have been applied.
@@ -243,20 +229,12 @@ pub fn peer_spec(observed: &Observed) -> &PeerSpec {
 }
 
 pub fn endpoint(address: &str) -> Option<EndpointSpec> {
-    Some(EndpointSpec {
-        address: address.parse().unwrap(),
-        pinned: false,
-        resolved: false,
-    })
+    Some(EndpointSpec { address: address.parse().unwrap(), pinned: false, resolved: false })
 }
 
 /// A link of another kind under the name of our device.
 pub fn foreign_link() -> Spec {
-    Spec::Link(LinkSpec {
-        kind: LinkKind::Other("dummy".into()),
-        mtu: 1500,
-        up: true,
-    })
+    Spec::Link(LinkSpec { kind: LinkKind::Other("dummy".into()), mtu: 1500, up: true })
 }
 
 /// A snapshot that shows exactly this target, as a kernel would show it.

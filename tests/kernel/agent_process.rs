@@ -151,11 +151,7 @@ impl<'a> Agent<'a> {
         if let Some(descriptors) = self.descriptors {
             let script = format!("ulimit -n {descriptors}; exec \"$0\" \"$@\"");
             let mut limited = Command::new("/bin/sh");
-            limited
-                .arg("-c")
-                .arg(script)
-                .arg(run.get_program())
-                .args(run.get_args());
+            limited.arg("-c").arg(script).arg(run.get_program()).args(run.get_args());
             limited.env_clear();
             limited.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
             limited.stdin(Stdio::null());
@@ -167,11 +163,7 @@ impl<'a> Agent<'a> {
     /// Starts the process without waiting for it.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        let log: File = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log_path())
-            .unwrap();
+        let log: File = OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = self.run_command();
         command.stdout(Stdio::null()).stderr(log);
         self.child = Some(self.here(move || command.spawn()).unwrap());
@@ -185,9 +177,7 @@ impl<'a> Agent<'a> {
 
     pub fn wait_ready(&self) {
         self.wait_for("to be ready", |agent| {
-            agent
-                .page("/readyz")
-                .is_ok_and(|page| page.ends_with("ready\n") && page.contains("200 OK"))
+            agent.page("/readyz").is_ok_and(|page| page.ends_with("ready\n") && page.contains("200 OK"))
         });
     }
 
@@ -238,9 +228,7 @@ impl<'a> Agent<'a> {
     }
 
     pub fn is_running(&mut self) -> bool {
-        self.child
-            .as_mut()
-            .is_some_and(|child| child.try_wait().unwrap().is_none())
+        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
     /// Sends a request on a connection of its own.
@@ -305,10 +293,7 @@ impl<'a> Agent<'a> {
         self.here(move || {
             let mut stream = TcpStream::connect(("127.0.0.1", port))?;
             stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            write!(
-                stream,
-                "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            )?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
             let mut page = String::new();
             stream.read_to_string(&mut page)?;
             Ok(page)
@@ -324,11 +309,7 @@ impl<'a> Agent<'a> {
     /// The sum of a metric over all series whose text begins like this.
     pub fn metric(&self, begins: &str) -> f64 {
         let value = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
-        self.metrics()
-            .lines()
-            .filter(|line| line.starts_with(begins))
-            .filter_map(value)
-            .sum()
+        self.metrics().lines().filter(|line| line.starts_with(begins)).filter_map(value).sum()
     }
 
     /// A connection that speaks bytes.
@@ -360,8 +341,7 @@ impl<'a> Agent<'a> {
     /// Whether a link of this name is in the agent's namespace.
     pub fn has_link(&self, name: &str) -> bool {
         let name = name.to_owned();
-        self.here(move || Ok(nix::net::if_::if_nametoindex(name.as_str()).is_ok()))
-            .unwrap()
+        self.here(move || Ok(nix::net::if_::if_nametoindex(name.as_str()).is_ok())).unwrap()
     }
 
     /// Runs the work in the agent's namespace.
@@ -398,11 +378,7 @@ impl Raw {
         let stream = UnixStream::connect(socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self {
-            stream,
-            frames: FrameReader::default(),
-            received: Vec::new(),
-        }
+        Self { stream, frames: FrameReader::default(), received: Vec::new() }
     }
 
     /// Sends bytes as they are. An error is no surprise: the other side may have hung up.
@@ -483,11 +459,7 @@ pub fn within(limit: Duration, mut is_so: impl FnMut() -> bool) -> bool {
 }
 
 pub fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(work)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
 /// 10.200.0.0/16 with the slice 10.200.1.0/24 and port 51820.
@@ -521,8 +493,5 @@ pub fn peer_key(n: u16) -> String {
 }
 
 pub fn add_peer(n: u16) -> Request {
-    Request::AddPeer {
-        peer: peer(n),
-        scope: overlayd::wire::PeerScope::Global,
-    }
+    Request::AddPeer { peer: peer(n), scope: overlayd::wire::PeerScope::Global }
 }

@@ -8,10 +8,7 @@ use crate::lab::{isolated, need_tun};
 fn the_demonstration_ends_well_and_leaves_nothing_behind() {
     isolated(|| {
         need_tun();
-        let story = Command::new(env!("CARGO_BIN_EXE_overlayd"))
-            .arg("demo")
-            .output()
-            .unwrap();
+        let story = Command::new(env!("CARGO_BIN_EXE_overlayd")).arg("demo").output().unwrap();
         let text = String::from_utf8_lossy(&story.stdout);
         let errors = String::from_utf8_lossy(&story.stderr);
         assert!(story.status.success(), "{text}\n{errors}");

@@ -32,10 +32,7 @@ fn flood_during(a: &End, b: &End, changes: impl FnOnce()) -> crate::tunnel::Repo
 }
 
 fn update(other: &End) -> PeerChange {
-    PeerChange {
-        update_only: true,
-        ..PeerChange::of(other.public_key())
-    }
+    PeerChange { update_only: true, ..PeerChange::of(other.public_key()) }
 }
 
 #[test]
@@ -52,10 +49,7 @@ fn packets_pass_and_the_device_reads_back_as_it_was_set() {
         assert!(peer.rx > 0 && peer.tx > 0 && !peer.preshared);
         let handshake = peer.last_handshake.expect("a handshake");
         let now = overlayd::clock::UnixTime::from_system(std::time::SystemTime::now());
-        assert!(
-            now.since(handshake) < 10 * second(),
-            "a handshake is a date, not an age (B2)"
-        );
+        assert!(now.since(handshake) < 10 * second(), "a handshake is a date, not an age (B2)");
     });
 }
 
@@ -69,47 +63,26 @@ fn changes_of_a_live_peer_lose_no_packet_and_keep_its_session() {
             let extra = "10.77.0.0/16".parse().unwrap();
             let psk = PresharedKey::from_bytes([5; 32]);
             let changes = [
-                PeerChange {
-                    allowed_ips: vec![AllowedIpChange::Add(extra)],
-                    ..update(&b)
-                },
-                PeerChange {
-                    allowed_ips: vec![AllowedIpChange::Remove(extra)],
-                    ..update(&b)
-                },
+                PeerChange { allowed_ips: vec![AllowedIpChange::Add(extra)], ..update(&b) },
+                PeerChange { allowed_ips: vec![AllowedIpChange::Remove(extra)], ..update(&b) },
                 End::whole(&b),
-                PeerChange {
-                    keepalive: Some(25),
-                    ..update(&b)
-                },
-                PeerChange {
-                    endpoint: Some(b.outer()),
-                    ..update(&b)
-                },
-                PeerChange {
-                    preshared_key: Some(SecretChange::Set(psk.clone())),
-                    ..update(&b)
-                },
+                PeerChange { keepalive: Some(25), ..update(&b) },
+                PeerChange { endpoint: Some(b.outer()), ..update(&b) },
+                PeerChange { preshared_key: Some(SecretChange::Set(psk.clone())), ..update(&b) },
             ];
             for _ in 0..10 {
                 for change in &changes {
                     a.set(vec![UapiChange::Peer(change.clone())]).unwrap();
                 }
             }
-            let same = PeerChange {
-                preshared_key: Some(SecretChange::Set(psk)),
-                ..update(&a)
-            };
+            let same = PeerChange { preshared_key: Some(SecretChange::Set(psk)), ..update(&a) };
             b.set(vec![UapiChange::Peer(same)]).unwrap();
         });
         println!("MEASURED: 60 changes of a live peer: {report:?}");
         assert_eq!(report.lost, 0);
         assert_eq!(a.peer(&b).last_handshake, before, "no new handshake");
         assert!(a.peer(&b).preshared && a.peer(&b).keepalive == 25);
-        let clear = PeerChange {
-            preshared_key: Some(SecretChange::Clear),
-            ..update(&b)
-        };
+        let clear = PeerChange { preshared_key: Some(SecretChange::Clear), ..update(&b) };
         a.set(vec![UapiChange::Peer(clear)]).unwrap();
         assert!(!a.peer(&b).preshared);
     });
@@ -127,11 +100,7 @@ fn wg_show_set_syncconf_and_setconf_work_under_traffic() {
         std::os::unix::fs::symlink("/run/wg1/wgt.sock", "/run/wireguard/wgt.sock").unwrap();
         let wg = |args: &[&str]| {
             let out = Command::new("wg").args(args).output().unwrap();
-            assert!(
-                out.status.success(),
-                "wg {args:?}: {}",
-                String::from_utf8_lossy(&out.stderr)
-            );
+            assert!(out.status.success(), "wg {args:?}: {}", String::from_utf8_lossy(&out.stderr));
             String::from_utf8(out.stdout).unwrap()
         };
         wait_for_traffic(&a, &b, 5 * second()).unwrap();
@@ -146,24 +115,13 @@ fn wg_show_set_syncconf_and_setconf_work_under_traffic() {
         std::fs::write("/run/wgt.conf", conf).unwrap();
         let report = flood_during(&a, &b, || {
             let key = b.public_key().to_string();
-            wg(&[
-                "set",
-                "wgt",
-                "peer",
-                &key,
-                "persistent-keepalive",
-                "20",
-                "allowed-ips",
-                "10.9.0.2/32,10.66.0.0/16",
-            ]);
+            wg(&["set", "wgt", "peer", &key, "persistent-keepalive", "20", "allowed-ips", "10.9.0.2/32,10.66.0.0/16"]);
             assert!(wg(&["show", "wgt"]).contains("10.66.0.0/16"));
             wg(&["syncconf", "wgt", "/run/wgt.conf"]);
             assert!(!wg(&["show", "wgt"]).contains("10.66.0.0/16"));
             wg(&["setconf", "wgt", "/run/wgt.conf"]);
-            let stranger = PeerChange {
-                keepalive: Some(9),
-                ..PeerChange::of(overlayd::ids::WgPublicKey::from_bytes([77; 32]))
-            };
+            let stranger =
+                PeerChange { keepalive: Some(9), ..PeerChange::of(overlayd::ids::WgPublicKey::from_bytes([77; 32])) };
             a.set(vec![UapiChange::Peer(stranger)]).unwrap();
             assert_eq!(wg(&["show", "wgt", "peers"]).lines().count(), 2);
             wg(&["syncconf", "wgt", "/run/wgt.conf"]);
@@ -182,20 +140,13 @@ fn an_allowed_ip_moves_between_peers_without_a_gap_and_is_listed_once() {
         let c = End::new(3);
         let shared: std::net::IpAddr = [10, 9, 1, 1].into();
         let net: overlayd::ids::Cidr = "10.9.1.1/32".parse().unwrap();
-        let other = PeerChange {
-            endpoint: Some(([192, 0, 2, 2], 9).into()),
-            ..PeerChange::of(c.public_key())
-        };
+        let other = PeerChange { endpoint: Some(([192, 0, 2, 2], 9).into()), ..PeerChange::of(c.public_key()) };
         a.set(vec![UapiChange::Peer(other)]).unwrap();
         let take = |key| {
-            let change = PeerChange {
-                allowed_ips: vec![AllowedIpChange::Add(net)],
-                ..PeerChange::of(key)
-            };
+            let change = PeerChange { allowed_ips: vec![AllowedIpChange::Add(net)], ..PeerChange::of(key) };
             a.set(vec![UapiChange::Peer(change)]).unwrap();
         };
-        b.node
-            .block_on(move || async move { crate::lab::add_address("wgt", shared, 32).await });
+        b.node.block_on(move || async move { crate::lab::add_address("wgt", shared, 32).await });
         let holders = || -> Vec<_> {
             a.get()
                 .peers
@@ -231,13 +182,7 @@ fn an_allowed_ip_moves_between_peers_without_a_gap_and_is_listed_once() {
 fn firewall_marks_and_ports_change_while_packets_flow() {
     isolated(|| {
         let (a, b) = pair();
-        let device = |fwmark, listen_port| {
-            UapiChange::Device(DeviceChange {
-                private_key: None,
-                listen_port,
-                fwmark,
-            })
-        };
+        let device = |fwmark, listen_port| UapiChange::Device(DeviceChange { private_key: None, listen_port, fwmark });
         let report = flood_during(&a, &b, || {
             for mark in 1..=30 {
                 a.set(vec![device(Some(mark), None)]).unwrap();
@@ -264,25 +209,14 @@ fn a_port_that_is_taken_is_refused_and_the_device_lives_on() {
     isolated(|| {
         let (a, b) = pair();
         let taken = a.node.run(|| UdpSocket::bind("0.0.0.0:40001")).unwrap();
-        let change = DeviceChange {
-            private_key: None,
-            listen_port: Some(40_001),
-            fwmark: Some(7),
-        };
+        let change = DeviceChange { private_key: None, listen_port: Some(40_001), fwmark: Some(7) };
         let report = flood_during(&a, &b, || {
             let refused = a.set(vec![UapiChange::Device(change)]);
-            assert!(
-                matches!(refused, Err(UapiError::Errno(libc::EADDRINUSE))),
-                "{refused:?}"
-            );
+            assert!(matches!(refused, Err(UapiError::Errno(libc::EADDRINUSE))), "{refused:?}");
         });
         drop(taken);
         assert_eq!(report.lost, 0);
-        assert_eq!(
-            (a.get().listen_port, a.get().fwmark),
-            (crate::tunnel::PORT, 0),
-            "nothing was applied"
-        );
+        assert_eq!((a.get().listen_port, a.get().fwmark), (crate::tunnel::PORT, 0), "nothing was applied");
     });
 }
 
@@ -316,9 +250,7 @@ fn a_request_with_a_bad_line_changes_nothing() {
     isolated(|| {
         let (a, b) = pair();
         let mut stream = UnixStream::connect(a.dir.join("wgt.sock")).unwrap();
-        stream
-            .write_all(b"set=1\nfwmark=5\nlisten_port=40002\nnonsense=1\n\n")
-            .unwrap();
+        stream.write_all(b"set=1\nfwmark=5\nlisten_port=40002\nnonsense=1\n\n").unwrap();
         let mut answer = [0; 16];
         let length = std::io::Read::read(&mut stream, &mut answer).unwrap();
         assert_eq!(&answer[..length], b"errno=22\n\n");
@@ -346,9 +278,7 @@ fn large_packets_pass_when_the_mtu_is_large() {
             let sent: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
             sender.send_to(&sent, receiver.local_addr().unwrap()).unwrap();
             let mut received = vec![0; 10_000];
-            let (got, _) = receiver
-                .recv_from(&mut received)
-                .unwrap_or_else(|error| panic!("{length} bytes: {error}"));
+            let (got, _) = receiver.recv_from(&mut received).unwrap_or_else(|error| panic!("{length} bytes: {error}"));
             assert_eq!(&received[..got], &sent[..]);
         }
     });
@@ -361,19 +291,10 @@ fn a_new_private_key_is_followed_by_a_handshake_as_soon_as_the_far_side_knows_it
         wait_for_traffic(&a, &b, 5 * second()).unwrap();
         let flood = Flood::start(&a, &b);
         let new = overlayd::secret::PrivateKey::from_random_bytes([99; 32]);
-        let gone = PeerChange {
-            remove: true,
-            ..PeerChange::of(a.public_key())
-        };
-        let come = PeerChange {
-            public_key: new.public_key(),
-            ..End::whole(&a)
-        };
+        let gone = PeerChange { remove: true, ..PeerChange::of(a.public_key()) };
+        let come = PeerChange { public_key: new.public_key(), ..End::whole(&a) };
         b.set(vec![UapiChange::Peer(gone), UapiChange::Peer(come)]).unwrap();
-        let key = DeviceChange {
-            private_key: Some(SecretChange::Set(new)),
-            ..DeviceChange::default()
-        };
+        let key = DeviceChange { private_key: Some(SecretChange::Set(new)), ..DeviceChange::default() };
         a.set(vec![UapiChange::Device(key)]).unwrap();
         std::thread::sleep(second());
         let report = flood.finish();

@@ -39,8 +39,7 @@ fn a_killed_process_comes_back_with_a_short_gap() {
                 listen_port: Some(crate::tunnel::PORT),
                 fwmark: None,
             };
-            who.set(vec![UapiChange::Device(key), UapiChange::Peer(End::whole(other))])
-                .unwrap();
+            who.set(vec![UapiChange::Device(key), UapiChange::Peer(End::whole(other))]).unwrap();
             std::thread::sleep(second());
             let report = flood.finish();
             println!("MEASURED: kill -9 of {name}: process up after {up:?}, {report:?}");
@@ -63,10 +62,7 @@ fn a_deleted_interface_ends_the_process_and_sigterm_leaves_the_interface() {
         let took = wait_for_end(pid, second()).expect("SIGTERM ends it");
         println!("MEASURED: SIGTERM ended the process after {took:?}");
         assert!(!b.dir.join("wgt.sock").exists());
-        assert!(
-            b.node.run(|| nix::net::if_::if_nametoindex("wgt")).is_ok(),
-            "the TUN stays"
-        );
+        assert!(b.node.run(|| nix::net::if_::if_nametoindex("wgt")).is_ok(), "the TUN stays");
         b.start().unwrap();
     });
 }
@@ -125,24 +121,10 @@ fn a_tun_is_made_with_its_mark_and_never_over_an_interface_that_exists() {
             use rtnetlink::packet_route::link::LinkAttribute;
             let (connection, handle, _) = rtnetlink::new_connection().unwrap();
             tokio::spawn(connection);
-            let link = handle
-                .link()
-                .get()
-                .match_name("wgt")
-                .execute()
-                .try_next()
-                .await
-                .unwrap()
-                .unwrap();
+            let link = handle.link().get().match_name("wgt").execute().try_next().await.unwrap().unwrap();
             let find = |pick: fn(&LinkAttribute) -> Option<u32>| link.attributes.iter().find_map(pick);
             (
-                find(|a| {
-                    if let LinkAttribute::Group(g) = a {
-                        Some(*g)
-                    } else {
-                        None
-                    }
-                }),
+                find(|a| if let LinkAttribute::Group(g) = a { Some(*g) } else { None }),
                 find(|a| if let LinkAttribute::Mtu(m) = a { Some(*m) } else { None }),
             )
         });
@@ -169,15 +151,10 @@ fn a_binary_that_was_deleted_by_an_upgrade_still_starts_a_process() {
         let read = |what: &str| std::fs::read(format!("/proc/{pid}/{what}")).unwrap();
         let environment = String::from_utf8(read("environ")).unwrap();
         assert!(
-            environment
-                .split_terminator('\0')
-                .all(|line| line.starts_with("PATH=") || line.starts_with("RUST_LOG=")),
+            environment.split_terminator('\0').all(|line| line.starts_with("PATH=") || line.starts_with("RUST_LOG=")),
             "{environment}"
         );
-        assert_eq!(
-            std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(),
-            std::path::Path::new("/")
-        );
+        assert_eq!(std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(), std::path::Path::new("/"));
         let arguments = String::from_utf8(read("cmdline")).unwrap();
         assert_eq!(arguments, "overlayd\0wg-device\0wgt\0--uapi-dir\0/run/wg1\0");
         drop(b);

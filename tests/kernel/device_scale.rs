@@ -17,16 +17,10 @@ fn numbered(number: u32) -> PeerChange {
     let mut key = [0x42; 32];
     key[..4].copy_from_slice(&number.to_be_bytes());
     let [_, high, middle, low] = number.to_be_bytes();
-    let nets = [
-        format!("10.{}.{middle}.{low}/32", 100 + high),
-        format!("fd00:{number:x}::/64"),
-    ];
+    let nets = [format!("10.{}.{middle}.{low}/32", 100 + high), format!("fd00:{number:x}::/64")];
     PeerChange {
         preshared_key: Some(SecretChange::Set(PresharedKey::from_bytes([3; 32]))),
-        allowed_ips: nets
-            .iter()
-            .map(|net| AllowedIpChange::Add(net.parse().unwrap()))
-            .collect(),
+        allowed_ips: nets.iter().map(|net| AllowedIpChange::Add(net.parse().unwrap())).collect(),
         ..PeerChange::of(WgPublicKey::from_bytes(key))
     }
 }
@@ -63,26 +57,16 @@ fn one_more_peer_costs_little_whatever_number_is_there() {
             let same = median(|_| a.set(peers(0..1)).unwrap());
             let edit = median(|turn| {
                 let keepalive = Some(u16::try_from(turn).unwrap() + 1);
-                a.set(vec![UapiChange::Peer(PeerChange {
-                    keepalive,
-                    ..numbered(1)
-                })])
-                .unwrap();
+                a.set(vec![UapiChange::Peer(PeerChange { keepalive, ..numbered(1) })]).unwrap();
             });
             let remove = median(|turn| {
-                let gone = PeerChange {
-                    remove: true,
-                    ..numbered(count + turn)
-                };
+                let gone = PeerChange { remove: true, ..numbered(count + turn) };
                 a.set(vec![UapiChange::Peer(gone)]).unwrap();
             });
             present = count;
             let get = median(|_| assert_eq!(a.get().peers.len(), present as usize));
             let status = std::fs::read_to_string(format!("/proc/{}/status", a.pid())).unwrap();
-            let memory = status
-                .lines()
-                .find(|line| line.starts_with("VmRSS"))
-                .unwrap_or_default();
+            let memory = status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default();
             println!(
                 "MEASURED: {count} peers: {added} at once {all:?}; one more {add:?}; the same again {same:?}; \
                  keepalive of one {edit:?}; removal of one {remove:?}; get {get:?}; {memory}"
@@ -118,10 +102,7 @@ fn a_thousand_peers_that_do_not_answer_hold_nobody_up() {
         let (a, b) = pair();
         wait_for_traffic(&a, &b, Duration::from_secs(5)).unwrap();
         let flood = Flood::start(&a, &b);
-        let silent = |number| PeerChange {
-            endpoint: Some(([192, 0, 2, 99], 9).into()),
-            ..numbered(number)
-        };
+        let silent = |number| PeerChange { endpoint: Some(([192, 0, 2, 99], 9).into()), ..numbered(number) };
         a.set((0..1_000).map(silent).map(UapiChange::Peer).collect()).unwrap();
         let get = median(|_| assert_eq!(a.get().peers.len(), 1_001));
         let report = flood.finish();

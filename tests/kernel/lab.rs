@@ -59,9 +59,7 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
     // Timings of two tests on two processors would spoil each other.
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let begin = Instant::now();
-    let mut child = child_for(name)
-        .spawn()
-        .unwrap_or_else(|error| panic!("start {name}: {error}"));
+    let mut child = child_for(name).spawn().unwrap_or_else(|error| panic!("start {name}: {error}"));
     let mut stdout = child.stdout.take().unwrap();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
@@ -80,16 +78,10 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
     let text = reader.join().unwrap();
     let mut stderr = std::io::stderr();
     // The test harness writes the first line of a test behind its name.
-    for line in text
-        .lines()
-        .filter_map(|line| line.find("MEASURED:").map(|at| &line[at..]))
-    {
+    for line in text.lines().filter_map(|line| line.find("MEASURED:").map(|at| &line[at..])) {
         let _ = writeln!(stderr, "{line}");
     }
-    for line in text
-        .lines()
-        .filter_map(|line| Some(line.split_once("SKIPPED PART: ")?.1))
-    {
+    for line in text.lines().filter_map(|line| Some(line.split_once("SKIPPED PART: ")?.1)) {
         let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
         let _ = writeln!(stderr, "SKIPPED: {name}: {line} ({count} skipped so far)");
     }
@@ -102,12 +94,7 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
         let _ = writeln!(stderr, "SKIPPED: {name}: {reason} ({count} skipped so far)");
         return;
     }
-    assert!(
-        status.success(),
-        "{name}: {:?} signal {:?}\n{text}",
-        status.code(),
-        status.signal()
-    );
+    assert!(status.success(), "{name}: {:?} signal {:?}\n{text}", status.code(), status.signal());
 }
 
 /// Ends the test as not possible here. Only inside [`isolated`].
@@ -166,22 +153,8 @@ fn write_plain(path: &std::ffi::CStr, bytes: &[u8]) {
 }
 
 fn prepare_inside() {
-    let private = mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        None::<&str>,
-    );
-    let run = private.and_then(|()| {
-        mount(
-            Some("tmpfs"),
-            "/run",
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some("mode=0755"),
-        )
-    });
+    let private = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>);
+    let run = private.and_then(|()| mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=0755")));
     if let Err(errno) = run {
         skip(&format!("no mounts allowed here: {errno}"));
     }
@@ -238,10 +211,7 @@ impl Node {
         F: Future<Output = T>,
     {
         self.run(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(body())
         })
     }

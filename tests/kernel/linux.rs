@@ -68,10 +68,7 @@ where
             skipped(&test, &format!("no network namespace of its own: {errno}"));
             return;
         }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             tokio::time::timeout(Duration::from_secs(120), body()).await.unwrap();
         });
@@ -120,25 +117,15 @@ fn link_key(text: &str) -> Key {
 }
 
 fn address_key(link: &str, address: &str) -> Key {
-    Key::Address {
-        link: name(link),
-        address: address.parse().unwrap(),
-    }
+    Key::Address { link: name(link), address: address.parse().unwrap() }
 }
 
 fn route_key(destination: &str, metric: u32) -> Key {
-    Key::Route {
-        destination: cidr(destination),
-        metric,
-    }
+    Key::Route { destination: cidr(destination), metric }
 }
 
 fn link_spec(mtu: u32, up: bool) -> Spec {
-    Spec::Link(LinkSpec {
-        kind: LinkKind::WireGuard,
-        mtu,
-        up,
-    })
+    Spec::Link(LinkSpec { kind: LinkKind::WireGuard, mtu, up })
 }
 
 fn create(key: Key, spec: Spec) -> Action {
@@ -176,11 +163,7 @@ fn owner<'a>(seen: &'a Observation, key: &Key) -> Option<&'a Owner> {
 }
 
 fn spec<'a>(seen: &'a Observation, key: &Key) -> &'a Spec {
-    &seen
-        .objects
-        .get(key)
-        .unwrap_or_else(|| panic!("{key} is not seen"))
-        .spec
+    &seen.objects.get(key).unwrap_or_else(|| panic!("{key} is not seen")).spec
 }
 
 async fn find_link(witness: &Handle, link: &str) -> Option<LinkMessage> {
@@ -226,10 +209,7 @@ async fn everything(witness: &Handle) -> String {
     while let Some(address) = addresses.try_next().await.unwrap() {
         text.push_str(&format!("{address:?}\n"));
     }
-    let mut routes = witness
-        .route()
-        .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
-        .execute();
+    let mut routes = witness.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
     while let Some(route) = routes.try_next().await.unwrap() {
         text.push_str(&format!("{route:?}\n"));
     }
@@ -238,8 +218,5 @@ async fn everything(witness: &Handle) -> String {
 
 /// The next hint within a short while, or `None`.
 async fn next_hint(hints: &mut BoxStream<'static, Hint>) -> Option<Hint> {
-    tokio::time::timeout(Duration::from_millis(300), hints.next())
-        .await
-        .ok()
-        .flatten()
+    tokio::time::timeout(Duration::from_millis(300), hints.next()).await.ok().flatten()
 }

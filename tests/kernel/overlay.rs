@@ -23,10 +23,7 @@ fn two_nodes_talk_through_an_ipv4_overlay() {
     isolated(|| {
         let pair = pair(IPV4);
         let time = first_reply(&pair.a.node, pair.far(), TALK).unwrap();
-        println!(
-            "MEASURED: {}: first ping through a new IPv4 overlay {time:?}",
-            pair.stage()
-        );
+        println!("MEASURED: {}: first ping through a new IPv4 overlay {time:?}", pair.stage());
         pair.a.assert_no_difference();
         pair.b.assert_no_difference();
     });
@@ -37,10 +34,7 @@ fn two_nodes_talk_through_an_ipv6_overlay() {
     isolated(|| {
         let pair = pair(IPV6);
         let time = first_reply(&pair.a.node, pair.far(), TALK).unwrap();
-        println!(
-            "MEASURED: {}: first ping through a new IPv6 overlay {time:?}",
-            pair.stage()
-        );
+        println!("MEASURED: {}: first ping through a new IPv6 overlay {time:?}", pair.stage());
         assert!(first_reply(&pair.b.node, pair.near(), TALK).is_some());
         assert_eq!(pair.a.status().node_ip, Some(pair.near()));
         pair.a.assert_no_difference();

@@ -67,10 +67,7 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
 
 /// Runs a future where the namespace does not matter.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(future)
 }
 
@@ -123,11 +120,7 @@ impl OverlayNode {
 
     /// Starts the agent and does not wait for it.
     pub fn spawn(&mut self) {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(format!("/run/{}.log", self.name))
-            .unwrap();
+        let log = OpenOptions::new().create(true).append(true).open(format!("/run/{}.log", self.name)).unwrap();
         let mut command = self.overlayd();
         command.args(["run", "--data-plane", &chosen_plane(), "--log", "debug", "--socket"]);
         command.arg(self.socket()).args(&self.flags);
@@ -194,14 +187,7 @@ impl OverlayNode {
     }
 
     pub fn ask(&self, request: Request) -> Response {
-        block_on(async {
-            Client::connect(&self.socket())
-                .await
-                .unwrap()
-                .request(request)
-                .await
-                .unwrap()
-        })
+        block_on(async { Client::connect(&self.socket()).await.unwrap().request(request).await.unwrap() })
     }
 
     /// A request that must be granted.
@@ -247,11 +233,7 @@ impl OverlayNode {
             let address = SocketAddr::from(([127, 0, 0, 1], 9586));
             let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
             stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-            write!(
-                stream,
-                "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            )
-            .ok()?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
             let mut page = String::new();
             stream.read_to_string(&mut page).ok()?;
             Some(page)
@@ -284,8 +266,7 @@ impl OverlayNode {
 
     pub fn execute_as(&self, mark: Mark, actions: Vec<Action>) -> Vec<Result<(), ActionError>> {
         let options = self.options(mark);
-        self.node
-            .block_on(move || async move { LinuxKernel::open(options).unwrap().execute(&actions).await })
+        self.node.block_on(move || async move { LinuxKernel::open(options).unwrap().execute(&actions).await })
     }
 
     fn options(&self, mark: Mark) -> LinuxOptions {
@@ -302,10 +283,7 @@ impl OverlayNode {
     pub fn observe_as(&self, mark: Mark) -> Observation {
         let options = self.options(mark);
         self.node.block_on(move || async move {
-            let interest = Interest {
-                subsystems: Subsystem::ALL.into(),
-                ..Interest::default()
-            };
+            let interest = Interest { subsystems: Subsystem::ALL.into(), ..Interest::default() };
             LinuxKernel::open(options).unwrap().observe(&interest).await.unwrap()
         })
     }
@@ -326,25 +304,20 @@ impl OverlayNode {
 
     pub fn plane(&self, device: &IfName) -> DataPlane {
         let (options, device) = (self.options(self.mark()), device.clone());
-        let plane = self
-            .node
-            .block_on(move || async move { LinuxKernel::open(options).unwrap().data_plane(&device).await });
+        let plane =
+            self.node.block_on(move || async move { LinuxKernel::open(options).unwrap().data_plane(&device).await });
         plane.unwrap().unwrap()
     }
 
     /// The process behind a userspace device.
     pub fn device_process(&self, device: &IfName) -> Option<i32> {
         let client = UapiClient::new(&self.uapi_dir(), device);
-        self.node
-            .block_on(move || async move { client.server_pid().await })
-            .ok()
+        self.node.block_on(move || async move { client.server_pid().await }).ok()
     }
 
     pub fn uapi(&self, device: &IfName, changes: Vec<UapiChange>) {
         let client = UapiClient::new(&self.uapi_dir(), device);
-        self.node
-            .block_on(move || async move { client.set(&changes).await })
-            .unwrap();
+        self.node.block_on(move || async move { client.set(&changes).await }).unwrap();
     }
 
     /// Runs work with a netlink socket of the node.
@@ -461,9 +434,7 @@ async fn dump(handle: &Handle) -> Vec<String> {
     let name_of = |index: u32| names.get(&index).cloned().unwrap_or_else(|| index.to_string());
     let mut addresses = handle.address().get().execute();
     while let Some(mut address) = addresses.try_next().await.unwrap() {
-        address
-            .attributes
-            .retain(|attribute| !matches!(attribute, AddressAttribute::CacheInfo(_)));
+        address.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::CacheInfo(_)));
         let line = format!(
             "address {} /{} {:?} {:?}",
             name_of(address.header.index),
@@ -533,8 +504,7 @@ pub fn two_nodes() -> (OverlayNode, OverlayNode) {
     // Tokio makes one pair of sockets for the whole process, in the namespace of the thread that happens to be the first, and holds it for ever.
     block_on(async {});
     let (mut a, mut b) = (OverlayNode::new("a"), OverlayNode::new("b"));
-    a.node
-        .wire(&b.node, IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]), 24);
+    a.node.wire(&b.node, IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]), 24);
     a.start();
     b.start();
     (a, b)

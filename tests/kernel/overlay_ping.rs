@@ -54,9 +54,7 @@ fn icmp(to: IpAddr) -> UdpSocket {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
     };
-    let socket: UdpSocket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
-        .unwrap()
-        .into();
+    let socket: UdpSocket = socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).unwrap().into();
     socket.set_nonblocking(true).unwrap();
     socket
 }
@@ -69,10 +67,7 @@ fn request(to: IpAddr, number: u64, identity: u64) -> [u8; 24] {
     packet[16..24].copy_from_slice(&number.to_be_bytes());
     if to.is_ipv4() {
         // The kernel writes the checksum of IPv6.
-        let mut sum: u32 = packet
-            .chunks(2)
-            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-            .sum();
+        let mut sum: u32 = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);
         }
@@ -85,11 +80,7 @@ fn request(to: IpAddr, number: u64, identity: u64) -> [u8; 24] {
 /// The number in a reply to one of our requests.
 fn reply(to: IpAddr, packet: &[u8], identity: u64) -> Option<u64> {
     // IPv4 hands the IP header up with the packet.
-    let (packet, kind) = if to.is_ipv4() {
-        (packet.get(20..)?, 0)
-    } else {
-        (packet, 129)
-    };
+    let (packet, kind) = if to.is_ipv4() { (packet.get(20..)?, 0) } else { (packet, 129) };
     let of = u64::from_be_bytes(packet.get(8..16)?.try_into().ok()?);
     (packet[0] == kind && of == identity).then_some(())?;
     Some(u64::from_be_bytes(packet.get(16..24)?.try_into().ok()?))
@@ -159,10 +150,5 @@ pub fn first_reply(node: &Node, to: IpAddr, limit: Duration) -> Option<Duration>
 
 /// What the kernel says to a packet for `to`; `None` when it takes it.
 pub fn refusal(node: &Node, to: IpAddr) -> Option<std::io::ErrorKind> {
-    node.run(move || {
-        icmp(to)
-            .send_to(&request(to, 0, 1), SocketAddr::new(to, 0))
-            .err()
-            .map(|error| error.kind())
-    })
+    node.run(move || icmp(to).send_to(&request(to, 0, 1), SocketAddr::new(to, 0)).err().map(|error| error.kind()))
 }

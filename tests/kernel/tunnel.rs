@@ -43,12 +43,7 @@ pub fn ifname() -> IfName {
 impl End {
     pub fn new(number: u8) -> Self {
         let dir = PathBuf::from(format!("/run/wg{number}"));
-        let end = Self {
-            node: Node::new(),
-            number,
-            key: PrivateKey::from_random_bytes([number; 32]),
-            dir,
-        };
+        let end = Self { node: Node::new(), number, key: PrivateKey::from_random_bytes([number; 32]), dir };
         end.node.run(|| create_persistent(&ifname(), GROUP, 1420)).unwrap();
         end.start().unwrap();
         let change = DeviceChange {
@@ -101,18 +96,12 @@ impl End {
 
     pub fn peer(&self, other: &End) -> PeerState {
         let key = other.public_key();
-        self.get()
-            .peers
-            .into_iter()
-            .find(|peer| peer.public_key == key)
-            .unwrap()
+        self.get().peers.into_iter().find(|peer| peer.public_key == key).unwrap()
     }
 
     pub fn pid(&self) -> i32 {
         let client = self.client();
-        self.node
-            .block_on(move || async move { client.server_pid().await })
-            .unwrap()
+        self.node.block_on(move || async move { client.server_pid().await }).unwrap()
     }
 
     /// The whole configuration of `other` as a peer.
@@ -160,9 +149,7 @@ pub fn wait_for_end(pid: i32, limit: Duration) -> Option<Duration> {
     let begin = Instant::now();
     while begin.elapsed() < limit {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
-        let ended = stat.map_or(true, |stat| {
-            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z'))
-        });
+        let ended = stat.map_or(true, |stat| stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('Z')));
         if ended {
             return Some(begin.elapsed());
         }
@@ -254,11 +241,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, stop: &AtomicBool) -> Report {
         }
         std::thread::sleep(STEP);
     }
-    Report {
-        sent,
-        lost: missing.len() as u64,
-        gap,
-    }
+    Report { sent, lost: missing.len() as u64, gap }
 }
 
 /// Waits until packets pass from one end to the other and back.

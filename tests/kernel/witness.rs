@@ -20,10 +20,7 @@ fn an_independent_reader_sees_the_userspace_device_as_overlayd_does() {
         let theirs = WGApi::<Userspace>::new("wgt").unwrap().read_host().unwrap();
         let ours = a.get();
         assert_eq!(theirs.listen_port, ours.listen_port);
-        assert_eq!(
-            theirs.private_key.unwrap().public_key().as_array(),
-            *a.public_key().as_bytes()
-        );
+        assert_eq!(theirs.private_key.unwrap().public_key().as_array(), *a.public_key().as_bytes());
         assert_eq!(theirs.peers.len(), ours.peers.len());
         let (theirs, ours) = (theirs.peers.into_values().next().unwrap(), &ours.peers[0]);
         assert_eq!(theirs.public_key.as_array(), *ours.public_key.as_bytes());

@@ -66,10 +66,7 @@ impl Node {
 
     fn overlayd(&self) -> Command {
         let mut command = Command::new("/proc/self/exe");
-        command
-            .env_clear()
-            .env("OVERLAYD_UAPI_DIR", self.uapi_dir())
-            .env("OVERLAYD_STATE_DIR", self.state_dir());
+        command.env_clear().env("OVERLAYD_UAPI_DIR", self.uapi_dir()).env("OVERLAYD_STATE_DIR", self.state_dir());
         command
     }
 
@@ -77,17 +74,11 @@ impl Node {
     pub fn start(&mut self) -> Result<(), Box<dyn Error>> {
         let log: File = OpenOptions::new().create(true).append(true).open(self.log())?;
         let mut command = self.overlayd();
-        command
-            .arg("run")
-            .arg("--socket")
-            .arg(self.socket())
-            .args(["--data-plane", &self.data_plane]);
+        command.arg("run").arg("--socket").arg(self.socket()).args(["--data-plane", &self.data_plane]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.agent = Some(self.namespace.spawn(&mut command)?);
         self.wait_for("its agent to be ready", |node| {
-            Ok(node
-                .page("/readyz")
-                .is_ok_and(|page| page.contains("ready\n") && page.contains("200 OK")))
+            Ok(node.page("/readyz").is_ok_and(|page| page.contains("ready\n") && page.contains("200 OK")))
         })
     }
 
@@ -156,11 +147,7 @@ impl Node {
     pub fn metric(&self, name: &str) -> io::Result<f64> {
         let page = self.page("/metrics")?;
         let is_meant = |line: &&str| line.starts_with(name) && !line.starts_with('#');
-        Ok(page
-            .lines()
-            .filter(is_meant)
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum::<f64>()
+        Ok(page.lines().filter(is_meant).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
             + 0.0)
     }
 
@@ -168,10 +155,7 @@ impl Node {
         self.namespace.run(|| {
             let mut stream = TcpStream::connect_timeout(&METRICS, Duration::from_secs(1))?;
             stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            write!(
-                stream,
-                "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-            )?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
             let mut page = String::new();
             stream.read_to_string(&mut page)?;
             Ok(page)
@@ -194,11 +178,6 @@ impl Node {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(12).collect();
         let tail: Vec<&str> = tail.into_iter().rev().collect();
-        Err(format!(
-            "{} waited too long for {what}; its agent's log ends:\n{}",
-            self.name,
-            tail.join("\n")
-        )
-        .into())
+        Err(format!("{} waited too long for {what}; its agent's log ends:\n{}", self.name, tail.join("\n")).into())
     }
 }

@@ -45,14 +45,7 @@ fn ping_once(socket: &impl std::os::fd::AsFd, to: Ipv4Addr, sequence: u16) -> io
     let checksum = internet_checksum(&packet);
     packet[2..4].copy_from_slice(&checksum.to_be_bytes());
     let sent = Instant::now();
-    if sendto(
-        fd,
-        &packet,
-        &SockaddrIn::from(std::net::SocketAddrV4::new(to, 0)),
-        MsgFlags::empty(),
-    )
-    .is_err()
-    {
+    if sendto(fd, &packet, &SockaddrIn::from(std::net::SocketAddrV4::new(to, 0)), MsgFlags::empty()).is_err() {
         return Ok(None);
     }
     let mut buffer = [0_u8; 256];
@@ -70,9 +63,7 @@ fn ping_once(socket: &impl std::os::fd::AsFd, to: Ipv4Addr, sequence: u16) -> io
 
 /// RFC 1071.
 fn internet_checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
+    let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));
     let mut sum: u32 = words.sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
@@ -100,24 +91,13 @@ impl Pinger {
 
     pub fn finish(self) -> io::Result<Pings> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the pinging thread panicked")))
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("the pinging thread panicked")))
     }
 }
 
 fn ping_until(to: Ipv4Addr, pause: Duration, stop: &AtomicBool) -> io::Result<Pings> {
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::Icmp,
-    )?;
-    setsockopt(
-        &socket,
-        sockopt::ReceiveTimeout,
-        &nix::sys::time::TimeVal::new(0, 100_000),
-    )?;
+    let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(0, 100_000))?;
     let mut pings = Pings::default();
     let mut sequence = 0_u16;
     while !stop.load(Ordering::Relaxed) {
@@ -138,17 +118,8 @@ pub fn first_reply(from: &Namespace, to: IpAddr, limit: Duration) -> io::Result<
         return Err(io::ErrorKind::Unsupported.into());
     };
     from.run(|| {
-        let socket = socket(
-            AddressFamily::Inet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::Icmp,
-        )?;
-        setsockopt(
-            &socket,
-            sockopt::ReceiveTimeout,
-            &nix::sys::time::TimeVal::new(0, 100_000),
-        )?;
+        let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp)?;
+        setsockopt(&socket, sockopt::ReceiveTimeout, &nix::sys::time::TimeVal::new(0, 100_000))?;
         let begun = Instant::now();
         for sequence in 1..=u16::MAX {
             if begun.elapsed() > limit {
@@ -175,11 +146,7 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize)
             if count == 0 {
                 return Ok(total);
             }
-            if buffer[..count]
-                .iter()
-                .enumerate()
-                .any(|(i, byte)| *byte != pattern(total + i))
-            {
+            if buffer[..count].iter().enumerate().any(|(i, byte)| *byte != pattern(total + i)) {
                 return Err(io::Error::other("TCP delivered something else than was sent"));
             }
             total += count;
@@ -192,9 +159,7 @@ pub fn transfer(from: &Namespace, to: &Namespace, address: IpAddr, bytes: usize)
         let data: Vec<u8> = (0..bytes).map(pattern).collect();
         stream.write_all(&data)
     })?;
-    let received = receiving
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the receiving thread panicked")))?;
+    let received = receiving.join().unwrap_or_else(|_| Err(io::Error::other("the receiving thread panicked")))?;
     if received != bytes {
         return Err(io::Error::other(format!("{received} of {bytes} bytes arrived")));
     }

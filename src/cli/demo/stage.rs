@@ -46,10 +46,7 @@ pub fn demo(arguments: &DemoArguments) -> Outcome {
     }
     let status = command.status()?;
     if status.success() {
-        print(&format!(
-            "\nAll of it worked, in {:.1} s. Nothing is left behind.\n",
-            started.elapsed().as_secs_f64()
-        ));
+        print(&format!("\nAll of it worked, in {:.1} s. Nothing is left behind.\n", started.elapsed().as_secs_f64()));
         return Ok(ExitCode::SUCCESS);
     }
     Err(format!("the demonstration failed ({status})").into())

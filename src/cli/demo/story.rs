@@ -37,13 +37,7 @@ pub fn tell(directory: &Path, data_plane: &str) -> Story {
     let mut a = Node::new("node-a", directory, data_plane)?;
     let mut b = Node::new("node-b", directory, data_plane)?;
     scene("Two nodes, joined by a cable (a veth pair), an agent on each.");
-    a.namespace.join(
-        "uplink",
-        net("192.0.2.1/24")?,
-        &b.namespace,
-        "uplink",
-        net("192.0.2.2/24")?,
-    )?;
+    a.namespace.join("uplink", net("192.0.2.1/24")?, &b.namespace, "uplink", net("192.0.2.2/24")?)?;
     a.start()?;
     b.start()?;
     done("both agents are ready; neither has anything to do yet");
@@ -77,10 +71,9 @@ fn converge(a: &Node, b: &Node) -> Story {
         let address = status.node_ip.map_or_else(|| "no address".into(), |ip| ip.to_string());
         done(&format!("{} has the WireGuard device {name} with {address}", node.name));
     }
-    for (node, other, endpoint, slice) in [
-        (a, b, "192.0.2.2:51820", "10.200.1.0/24"),
-        (b, a, "192.0.2.1:51820", "10.200.0.0/24"),
-    ] {
+    for (node, other, endpoint, slice) in
+        [(a, b, "192.0.2.2:51820", "10.200.1.0/24"), (b, a, "192.0.2.1:51820", "10.200.0.0/24")]
+    {
         let public_key = other.status()?.public_key.ok_or("the other node has no key")?;
         let peer = WirePeer {
             public_key,
@@ -89,15 +82,9 @@ fn converge(a: &Node, b: &Node) -> Story {
             persistent_keepalive_secs: 0,
             candidates: Vec::new(),
         };
-        node.request(Request::AddPeer {
-            peer,
-            scope: PeerScope::Global,
-        })?;
+        node.request(Request::AddPeer { peer, scope: PeerScope::Global })?;
     }
-    done(&format!(
-        "each knows the other as a peer; {} ms after the first request",
-        begun.elapsed().as_millis()
-    ));
+    done(&format!("each knows the other as a peer; {} ms after the first request", begun.elapsed().as_millis()));
     Ok(())
 }
 
@@ -106,16 +93,9 @@ fn talk(a: &Node, b: &Node, b_ip: IpAddr) -> Story {
     let Some(time) = first_reply(&a.namespace, b_ip, Duration::from_secs(10))? else {
         return Err("no ping came back through the overlay".into());
     };
-    done(&format!(
-        "ping {b_ip}: the first reply, handshake included, took {:.1} ms",
-        millis(time)
-    ));
+    done(&format!("ping {b_ip}: the first reply, handshake included, took {:.1} ms", millis(time)));
     let time = transfer(&a.namespace, &b.namespace, b_ip, TCP_BYTES)?;
-    done(&format!(
-        "TCP: {} MiB arrived intact in {:.2} s",
-        TCP_BYTES >> 20,
-        time.as_secs_f64()
-    ));
+    done(&format!("TCP: {} MiB arrived intact in {:.2} s", TCP_BYTES >> 20, time.as_secs_f64()));
     Ok(())
 }
 
@@ -129,15 +109,9 @@ fn crash(a: &mut Node, b_ip: IpAddr) -> Story {
     a.start()?;
     std::thread::sleep(Duration::from_millis(300));
     let pings = pinger.finish()?;
-    check(
-        pings.sent == pings.answered,
-        format!("{} of {} pings were answered", pings.answered, pings.sent),
-    )?;
+    check(pings.sent == pings.answered, format!("{} of {} pings were answered", pings.answered, pings.sent))?;
     let actions = a.metric("overlayd_actions_total")?;
-    check(
-        actions == 0.0,
-        format!("the new agent found everything in place and made {actions:.0} changes"),
-    )?;
+    check(actions == 0.0, format!("the new agent found everything in place and made {actions:.0} changes"))?;
     let after = handshake_of(a)?;
     check(
         handshake > 0 && handshake == after,
@@ -157,28 +131,14 @@ fn drift(a: &Node, b_ip: IpAddr) -> Story {
     for line in text.lines() {
         print(&format!("     {line}\n"));
     }
-    check(
-        diff.status.code() == Some(2),
-        "diff ended with status 2: there is a difference".into(),
-    )?;
-    check(
-        text.lines().count() == 3,
-        format!("it named {} objects", text.lines().count()),
-    )?;
+    check(diff.status.code() == Some(2), "diff ended with status 2: there is a difference".into())?;
+    check(text.lines().count() == 3, format!("it named {} objects", text.lines().count()))?;
     let begun = Instant::now();
     a.signal(Signal::SIGCONT)?;
-    a.wait_for("the repair", |node| {
-        Ok(node.metric("overlayd_drift_total").is_ok_and(|count| count >= 3.0))
-    })?;
-    done(&format!(
-        "the agent goes on and mends all of it, {} ms after it could",
-        begun.elapsed().as_millis()
-    ));
+    a.wait_for("the repair", |node| Ok(node.metric("overlayd_drift_total").is_ok_and(|count| count >= 3.0)))?;
+    done(&format!("the agent goes on and mends all of it, {} ms after it could", begun.elapsed().as_millis()));
     let diff = a.command(&["diff", "--state-dir", &state_dir.to_string_lossy()])?;
-    check(
-        diff.status.success() && diff.stdout.is_empty(),
-        "diff is empty again".into(),
-    )?;
+    check(diff.status.success() && diff.stdout.is_empty(), "diff is empty again".into())?;
     let drift = a.metric("overlayd_drift_total")?;
     check(drift == 3.0, format!("overlayd_drift_total counted {drift}"))?;
     let reply = first_reply(&a.namespace, b_ip, Duration::from_secs(20))?;
@@ -195,11 +155,7 @@ fn leave(a: &mut Node, b: &mut Node) -> Story {
         let errors = String::from_utf8_lossy(&purged.stderr);
         check(
             purged.status.success() && count > 0,
-            format!(
-                "{}: stopped in {} ms; purge removed {count} objects {errors}",
-                node.name,
-                time.as_millis()
-            ),
+            format!("{}: stopped in {} ms; purge removed {count} objects {errors}", node.name, time.as_millis()),
         )?;
         let left = node.command(&["purge"])?;
         check(
@@ -217,26 +173,11 @@ fn meddle(a: &Node, left: &Victims) -> Story {
     let device = left.device.clone();
     let removals = [
         (
-            Key::Route {
-                destination: cluster,
-                metric: mark.route_metric(),
-            },
+            Key::Route { destination: cluster, metric: mark.route_metric() },
             Spec::Route(RouteSpec::Through(device.clone())),
         ),
-        (
-            Key::Address {
-                link: device.clone(),
-                address: left.address,
-            },
-            Spec::Address,
-        ),
-        (
-            Key::Peer {
-                device,
-                public_key: left.peer,
-            },
-            Spec::Peer(PeerSpec::default()),
-        ),
+        (Key::Address { link: device.clone(), address: left.address }, Spec::Address),
+        (Key::Peer { device, public_key: left.peer }, Spec::Peer(PeerSpec::default())),
     ];
     let uapi_dir = a.uapi_dir();
     let outcomes = a.namespace.run_async(async |_| {
@@ -265,10 +206,7 @@ impl Node {
         let document = crate::cli::node::read_document(&self.state_dir())?;
         Ok(Victims {
             device: document.device_name().ok_or("the document has no overlay")?,
-            address: document
-                .node_address()
-                .ok_or("the document has no node address")?
-                .on_device,
+            address: document.node_address().ok_or("the document has no node address")?.on_device,
             peer: *document.peers().keys().next().ok_or("the document has no peer")?,
         })
     }

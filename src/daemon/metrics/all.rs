@@ -20,13 +20,7 @@ impl Metrics {
         let registry = Registry::new();
         let registrar = Registrar(&registry);
         let (socket, reconcile, node) = (Socket::new(&registrar), Loop::new(&registrar), Node::new(&registrar));
-        Self {
-            registry,
-            page: Mutex::new(()),
-            socket,
-            reconcile,
-            node,
-        }
+        Self { registry, page: Mutex::new(()), socket, reconcile, node }
     }
 
     /// The page, with the gauges as they are now.

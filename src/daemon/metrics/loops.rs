@@ -6,9 +6,7 @@ use super::registrar::Registrar;
 use crate::{object::Subsystem, reconcile::runtime::Finished};
 
 /// Seconds; from one netlink message to a hung data plane.
-const ROUND_BUCKETS: [f64; 12] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0,
-];
+const ROUND_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0];
 /// Seconds; fdatasync on anything from NVMe to a loaded network disk.
 const FSYNC_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
 
@@ -108,22 +106,14 @@ impl Loop {
             (None, false, false) => "changed",
         };
         self.rounds.with_label_values(&[result]).inc();
-        let phases = [
-            ("observe", round.observe),
-            ("plan", round.plan),
-            ("apply", round.apply),
-            ("verify", round.verify),
-        ];
+        let phases =
+            [("observe", round.observe), ("plan", round.plan), ("apply", round.apply), ("verify", round.verify)];
         for (phase, time) in phases.into_iter().filter(|(_, time)| *time > Duration::ZERO) {
-            self.round_seconds
-                .with_label_values(&[phase])
-                .observe(time.as_secs_f64());
+            self.round_seconds.with_label_values(&[phase]).observe(time.as_secs_f64());
         }
         for action in &round.actions {
             let kind = action.key.subsystem().word();
-            self.actions
-                .with_label_values(&[kind, action.verb, action.result])
-                .inc();
+            self.actions.with_label_values(&[kind, action.verb, action.result]).inc();
         }
         for (key, cause) in &round.drift {
             self.drift.with_label_values(&[key.subsystem().word(), cause]).inc();

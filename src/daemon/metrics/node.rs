@@ -27,15 +27,9 @@ impl Node {
         Self {
             in_sync: registrar.gauge("overlayd_in_sync", "1 when the node is as the document says."),
             desired_generation: registrar.gauge("overlayd_desired_generation", "Generation of the document."),
-            converged_generation: registrar.gauge(
-                "overlayd_converged_generation",
-                "Last generation at which the node was as the document said.",
-            ),
-            objects: registrar.gauges(
-                "overlayd_objects",
-                "Wanted objects, by kind and state.",
-                &["kind", "state"],
-            ),
+            converged_generation: registrar
+                .gauge("overlayd_converged_generation", "Last generation at which the node was as the document said."),
+            objects: registrar.gauges("overlayd_objects", "Wanted objects, by kind and state.", &["kind", "state"]),
             errors_current: registrar.gauges(
                 "overlayd_errors_current",
                 "Objects that are failing or blocked, by kind.",
@@ -58,19 +52,15 @@ impl Node {
     /// Brings the gauges to what is known of the node.
     pub fn refresh(&self, generation: u64, view: &View) {
         self.in_sync.set(i64::from(view.progress.in_sync));
-        self.desired_generation
-            .set(i64::try_from(generation).unwrap_or(i64::MAX));
-        self.converged_generation
-            .set(i64::try_from(view.progress.converged).unwrap_or(i64::MAX));
+        self.desired_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.converged_generation.set(i64::try_from(view.progress.converged).unwrap_or(i64::MAX));
         let counts = view.ledger.counts();
         for part in Subsystem::ALL {
             let count = |word| i64::try_from(counts.get(&(part, word)).copied().unwrap_or(0)).unwrap_or(i64::MAX);
             for word in Condition::WORDS {
                 self.objects.with_label_values(&[part.word(), word]).set(count(word));
             }
-            self.errors_current
-                .with_label_values(&[part.word()])
-                .set(count("failing") + count("blocked"));
+            self.errors_current.with_label_values(&[part.word()]).set(count("failing") + count("blocked"));
         }
         self.refresh_peers(&view.snapshot);
     }
@@ -88,9 +78,7 @@ impl Node {
             // The device counts; after a reset the counter is brought to what the device says.
             self.peer_sent.with_label_values(labels).inc_by(stats.tx_bytes);
             self.peer_received.with_label_values(labels).inc_by(stats.rx_bytes);
-            let handshake = stats
-                .last_handshake
-                .map_or(0, |at| i64::try_from(at.0).unwrap_or(i64::MAX));
+            let handshake = stats.last_handshake.map_or(0, |at| i64::try_from(at.0).unwrap_or(i64::MAX));
             self.peer_handshake.with_label_values(labels).set(handshake);
         }
     }

@@ -31,10 +31,8 @@ impl Socket {
                 "overlayd_accept_errors_total",
                 "Connections that could not be accepted (out of descriptors, say).",
             ),
-            events_lost: registrar.counter(
-                "overlayd_events_lost_total",
-                "Events that clients which did not read have lost.",
-            ),
+            events_lost: registrar
+                .counter("overlayd_events_lost_total", "Events that clients which did not read have lost."),
         }
     }
 }

@@ -135,11 +135,7 @@ impl Checkpoint {
 }
 
 fn differing_keys(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>) -> BTreeSet<String> {
-    a.keys()
-        .chain(b.keys())
-        .filter(|k| a.get(*k) != b.get(*k))
-        .cloned()
-        .collect()
+    a.keys().chain(b.keys()).filter(|k| a.get(*k) != b.get(*k)).cloned().collect()
 }
 
 fn batch_of<'a>(
@@ -172,10 +168,7 @@ fn open(path: &Path) -> Result<sled::Db, String> {
 /// I/O error is tried again for half a second before the checkpoint is called bad.
 fn open_in_place(path: &Path) -> Result<sled::Db, String> {
     if !path.exists() {
-        DirBuilder::new()
-            .mode(0o700)
-            .create(path)
-            .map_err(|e| format!("it could not be created: {e}"))?;
+        DirBuilder::new().mode(0o700).create(path).map_err(|e| format!("it could not be created: {e}"))?;
     }
     for _ in 0..10 {
         match open_once(path) {
@@ -209,22 +202,13 @@ fn read(db: &sled::Db) -> Result<Contents, String> {
     }
     let found = format!("{:016x}", digest(manifest.generation, &records));
     if records.len() != manifest.count || found != manifest.digest {
-        return Err(format!(
-            "it has {} of {} records, or not the right ones",
-            records.len(),
-            manifest.count
-        ));
+        return Err(format!("it has {} of {} records, or not the right ones", records.len(), manifest.count));
     }
-    Ok(Contents {
-        generation: manifest.generation,
-        records,
-        settled: manifest.settled,
-    })
+    Ok(Contents { generation: manifest.generation, records, settled: manifest.settled })
 }
 
 fn write(db: sled::Db, batch: Result<sled::Batch, String>, path: &Path) -> Result<sled::Db, String> {
-    db.apply_batch(batch?)
-        .map_err(|e| format!("it cannot be written: {e}"))?;
+    db.apply_batch(batch?).map_err(|e| format!("it cannot be written: {e}"))?;
     db.flush().map_err(|e| format!("it cannot be flushed: {e}"))?;
     // sled's flush stops at the page cache (pwrite + sync_file_range).
     sync_tree(path).map_err(|e| format!("it cannot be brought to the disk: {e}"))?;
@@ -273,7 +257,5 @@ fn guarded<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 
             let _ = sender.send(outcome);
         })
         .map_err(|e| format!("no thread to open it on: {e}"))?;
-    receiver
-        .recv_timeout(PATIENCE)
-        .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+    receiver.recv_timeout(PATIENCE).unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
 }

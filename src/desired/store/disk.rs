@@ -62,12 +62,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         Ok(Box::new(file))
     }
 
@@ -145,9 +140,5 @@ pub(super) fn names_in(path: &Path) -> Result<Vec<String>, StoreError> {
 }
 
 pub(super) fn io_error(doing: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io {
-        doing,
-        path: path.display().to_string(),
-        source,
-    }
+    StoreError::Io { doing, path: path.display().to_string(), source }
 }

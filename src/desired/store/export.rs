@@ -66,21 +66,9 @@ pub(super) fn find(state_dir: &Path) -> Result<Vec<Found>, StoreError> {
         let contents = std::str::from_utf8(&bytes)
             .map_err(|_| "it is not text".to_owned())
             .and_then(parse)
-            .and_then(|copy| {
-                copy.digest_checked
-                    .then_some(copy.contents)
-                    .ok_or_else(|| "it has no digest".into())
-            })
-            .and_then(|c| {
-                (c.generation == generation)
-                    .then_some(c)
-                    .ok_or_else(|| "its name is not its own".into())
-            });
-        found.push(Found {
-            path,
-            contents,
-            generation,
-        });
+            .and_then(|copy| copy.digest_checked.then_some(copy.contents).ok_or_else(|| "it has no digest".into()))
+            .and_then(|c| (c.generation == generation).then_some(c).ok_or_else(|| "its name is not its own".into()));
+        found.push(Found { path, contents, generation });
     }
     Ok(found)
 }
@@ -89,29 +77,16 @@ pub(super) fn find(state_dir: &Path) -> Result<Vec<Found>, StoreError> {
 pub(super) fn write(disk: &dyn Disk, state_dir: &Path, contents: &Contents) -> Result<u64, StoreError> {
     let dir = state_dir.join(EXPORT);
     if !dir.exists() {
-        disk.create_dir(&dir)
-            .map_err(|source| io_error("create", &dir, source))?;
-        disk.sync_dir(state_dir)
-            .map_err(|source| io_error("write", state_dir, source))?;
+        disk.create_dir(&dir).map_err(|source| io_error("create", &dir, source))?;
+        disk.sync_dir(state_dir).map_err(|source| io_error("write", state_dir, source))?;
     }
     let text = render(contents).map_err(|e| io_error("encode", &dir, std::io::Error::other(e)))?;
     disk::replace(disk, &dir.join(export_name(contents.generation)), text.as_bytes())?;
     let found = find(state_dir)?;
-    let good: Vec<u64> = found
-        .iter()
-        .filter(|f| f.contents.is_ok())
-        .map(|f| f.generation)
-        .collect();
-    let oldest = good
-        .iter()
-        .rev()
-        .take(KEPT)
-        .next_back()
-        .copied()
-        .unwrap_or(contents.generation);
+    let good: Vec<u64> = found.iter().filter(|f| f.contents.is_ok()).map(|f| f.generation).collect();
+    let oldest = good.iter().rev().take(KEPT).next_back().copied().unwrap_or(contents.generation);
     for old in found.iter().filter(|f| f.generation < oldest) {
-        disk.remove(&old.path)
-            .map_err(|source| io_error("remove", &old.path, source))?;
+        disk.remove(&old.path).map_err(|source| io_error("remove", &old.path, source))?;
     }
     Ok(oldest)
 }
@@ -123,13 +98,8 @@ pub(super) fn render(contents: &Contents) -> Result<String, serde_json::Error> {
         records.insert(key.clone(), raw(bytes)?);
     }
     let digest = Some(format!("{:016x}", contents.digest()));
-    let copy = Copy {
-        format: FORMAT.into(),
-        generation: contents.generation,
-        settled: contents.settled,
-        digest,
-        records,
-    };
+    let copy =
+        Copy { format: FORMAT.into(), generation: contents.generation, settled: contents.settled, digest, records };
     Ok(serde_json::to_string_pretty(&copy)? + "\n")
 }
 
@@ -171,22 +141,11 @@ pub(super) fn parse(text: &str) -> Result<Parsed, String> {
         let bytes = bytes_of(&raw).ok_or_else(|| format!("record {key} is not base64"))?;
         records.insert(key, bytes);
     }
-    let contents = Contents {
-        generation: copy.generation,
-        records,
-        settled: copy.settled.min(copy.generation),
-    };
-    if copy
-        .digest
-        .as_ref()
-        .is_some_and(|digest| *digest != format!("{:016x}", contents.digest()))
-    {
+    let contents = Contents { generation: copy.generation, records, settled: copy.settled.min(copy.generation) };
+    if copy.digest.as_ref().is_some_and(|digest| *digest != format!("{:016x}", contents.digest())) {
         return Err("its digest does not fit its records".into());
     }
-    Ok(Parsed {
-        contents,
-        digest_checked: copy.digest.is_some(),
-    })
+    Ok(Parsed { contents, digest_checked: copy.digest.is_some() })
 }
 
 fn raw(bytes: &[u8]) -> Result<Box<RawValue>, serde_json::Error> {
@@ -195,9 +154,7 @@ fn raw(bytes: &[u8]) -> Result<Box<RawValue>, serde_json::Error> {
         .filter(|raw| raw.get().as_bytes() == bytes && serde_json::from_str::<Wrapped>(raw.get()).is_err());
     match as_is {
         Some(raw) => Ok(raw),
-        None => serde_json::value::to_raw_value(&Wrapped {
-            base64: STANDARD.encode(bytes),
-        }),
+        None => serde_json::value::to_raw_value(&Wrapped { base64: STANDARD.encode(bytes) }),
     }
 }
 

@@ -61,10 +61,7 @@ impl SegmentHeader {
             2 => Joins::Checkpoint,
             _ => return None,
         };
-        Some(Self {
-            first: u64_at(bytes, 8),
-            joins,
-        })
+        Some(Self { first: u64_at(bytes, 8), joins })
     }
 }
 
@@ -104,10 +101,7 @@ impl FrameHeader {
             return None;
         }
         let entries = decode_body(body)?;
-        let in_order = entries
-            .iter()
-            .zip(self.generation..)
-            .all(|(entry, due)| entry.generation == due);
+        let in_order = entries.iter().zip(self.generation..).all(|(entry, due)| entry.generation == due);
         (in_order && !entries.is_empty()).then_some(entries)
     }
 }
@@ -135,10 +129,7 @@ pub(super) fn encode(entries: &[Entry], settled: u64) -> Result<Vec<u8>, StoreEr
     }
     let body_len = frame.len() - ALIGN;
     if body_len > MAX_BODY {
-        return Err(StoreError::TooLarge {
-            bytes: body_len,
-            limit: MAX_BODY,
-        });
+        return Err(StoreError::TooLarge { bytes: body_len, limit: MAX_BODY });
     }
     let body_crc = crc32fast::hash(&frame[ALIGN..]);
     frame.resize(ALIGN + body_len.next_multiple_of(ALIGN), PAD);
@@ -172,13 +163,7 @@ fn decode_body(body: &[u8]) -> Option<Vec<Entry>> {
             };
             writes.push(Write { key, value });
         }
-        entries.push(Entry {
-            generation,
-            at,
-            origin,
-            summary,
-            writes,
-        });
+        entries.push(Entry { generation, at, origin, summary, writes });
     }
     rest.is_empty().then_some(entries)
 }

@@ -41,19 +41,10 @@ impl Journal {
         segment_bytes: u64,
     ) -> Result<Self, StoreError> {
         let dir = state_dir.join(JOURNAL);
-        disk.create_dir(&dir)
-            .map_err(|source| io_error("create", &dir, source))?;
-        disk.sync_dir(state_dir)
-            .map_err(|source| io_error("write", state_dir, source))?;
+        disk.create_dir(&dir).map_err(|source| io_error("create", &dir, source))?;
+        disk.sync_dir(state_dir).map_err(|source| io_error("write", state_dir, source))?;
         let (file, segment) = new_segment(&*disk, state_dir, first, joins, segment_bytes)?;
-        Ok(Self {
-            disk,
-            state_dir: state_dir.into(),
-            segments: vec![segment],
-            file,
-            segment_bytes,
-            stopped: false,
-        })
+        Ok(Self { disk, state_dir: state_dir.into(), segments: vec![segment], file, segment_bytes, stopped: false })
     }
 
     /// Goes on where a healthy scan ended. The caller has cut off what was torn.
@@ -66,14 +57,7 @@ impl Journal {
         let segments = scan.segments.clone();
         let path = segments.last().map(|s| s.path.clone()).unwrap_or_default();
         let file = disk.open(&path).map_err(|source| io_error("open", &path, source))?;
-        Ok(Self {
-            disk,
-            state_dir: state_dir.into(),
-            segments,
-            file,
-            segment_bytes,
-            stopped: false,
-        })
+        Ok(Self { disk, state_dir: state_dir.into(), segments, file, segment_bytes, stopped: false })
     }
 
     /// The last generation that is in it.
@@ -93,10 +77,7 @@ impl Journal {
         }
         for (entry, due) in entries.iter().zip(self.end() + 1..) {
             if entry.generation != due {
-                return Err(StoreError::OutOfOrder {
-                    last: due - 1,
-                    found: entry.generation,
-                });
+                return Err(StoreError::OutOfOrder { last: due - 1, found: entry.generation });
             }
         }
         let Some(last) = entries.last().map(|e| e.generation) else {
@@ -126,13 +107,7 @@ impl Journal {
 
     /// Starts a segment at `first` although entries before it are missing here; the checkpoint has them.
     pub(super) fn jump_to(&mut self, first: u64) -> Result<(), StoreError> {
-        let (file, segment) = new_segment(
-            &*self.disk,
-            &self.state_dir,
-            first,
-            Joins::Checkpoint,
-            self.segment_bytes,
-        )?;
+        let (file, segment) = new_segment(&*self.disk, &self.state_dir, first, Joins::Checkpoint, self.segment_bytes)?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -147,14 +122,10 @@ impl Journal {
                 break;
             }
             let path = oldest.path.clone();
-            self.disk
-                .remove(&path)
-                .map_err(|source| io_error("remove", &path, source))?;
+            self.disk.remove(&path).map_err(|source| io_error("remove", &path, source))?;
             // Oldest first and each on the disk before the next: a power cut must not leave a hole in the middle.
             let dir = self.state_dir.join(JOURNAL);
-            self.disk
-                .sync_dir(&dir)
-                .map_err(|source| io_error("write", &dir, source))?;
+            self.disk.sync_dir(&dir).map_err(|source| io_error("write", &dir, source))?;
             total -= oldest.len;
             self.segments.remove(0);
             removed = true;
@@ -172,13 +143,8 @@ impl Journal {
         if segment.last < segment.first || segment.len + bytes <= self.segment_bytes {
             return Ok(());
         }
-        let (file, segment) = new_segment(
-            &*self.disk,
-            &self.state_dir,
-            segment.last + 1,
-            Joins::Previous,
-            self.segment_bytes,
-        )?;
+        let (file, segment) =
+            new_segment(&*self.disk, &self.state_dir, segment.last + 1, Joins::Previous, self.segment_bytes)?;
         self.file = file;
         self.segments.push(segment);
         Ok(())
@@ -186,9 +152,7 @@ impl Journal {
 
     /// Cuts the file back to what it held before the failed append.
     fn give_back(&mut self, source: io::Error, stop: bool) -> Result<(), StoreError> {
-        let Some(segment) = self.segments.last() else {
-            unreachable!("an append failed in some segment")
-        };
+        let Some(segment) = self.segments.last() else { unreachable!("an append failed in some segment") };
         let undone = refill(&mut *self.file, segment.len, self.segment_bytes);
         if let Err(undo) = &undone {
             tracing::error!(path = %segment.path.display(), error = %undo, "journal could not be cut back after a failed write");
@@ -205,9 +169,7 @@ impl Journal {
     }
 
     fn stopped_error(&self) -> StoreError {
-        StoreError::Stopped {
-            path: self.state_dir.display().to_string(),
-        }
+        StoreError::Stopped { path: self.state_dir.display().to_string() }
     }
 }
 
@@ -246,16 +208,7 @@ fn new_segment(
         Ok(file)
     };
     match make() {
-        Ok(file) => Ok((
-            file,
-            Segment {
-                path,
-                first,
-                last: first - 1,
-                joins,
-                len: header.len() as u64,
-            },
-        )),
+        Ok(file) => Ok((file, Segment { path, first, last: first - 1, joins, len: header.len() as u64 })),
         Err(source) => {
             // A header without frames is harmless, half a header is read as an unfinished birth: removing it is tidiness.
             let _ = disk.remove(&path);

@@ -31,16 +31,7 @@ pub(super) const PARTS: [&str; 4] = [JOURNAL, SLED, EXPORT, WATERMARK];
 /// True for a name that a store makes, and for `lost+found`, which every ext4 mount point has.
 pub(super) fn is_known(name: &str) -> bool {
     PARTS.contains(&name)
-        || [
-            FORMAT,
-            FORMAT_TMP,
-            CREATING,
-            CREATING_TMP,
-            LOCK,
-            QUARANTINE,
-            "lost+found",
-        ]
-        .contains(&name)
+        || [FORMAT, FORMAT_TMP, CREATING, CREATING_TMP, LOCK, QUARANTINE, "lost+found"].contains(&name)
         || name.starts_with(LOOK_PREFIX)
 }
 
@@ -81,8 +72,5 @@ pub(super) fn quarantine_dir(state_dir: &Path, unix: u64) -> PathBuf {
     if !plain.exists() {
         return plain;
     }
-    (2u32..)
-        .map(|n| base.join(format!("{unix}-{n}")))
-        .find(|p| !p.exists())
-        .unwrap_or(plain)
+    (2u32..).map(|n| base.join(format!("{unix}-{n}"))).find(|p| !p.exists()).unwrap_or(plain)
 }

@@ -42,9 +42,7 @@ impl DirLock {
             .map_err(|source| io_error("open", &path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { file }),
-            Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
-                path: state_dir.display().to_string(),
-            }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: state_dir.display().to_string() }),
             Err(TryLockError::Error(source)) => Err(io_error("lock", &path, source)),
         }
     }

@@ -41,11 +41,7 @@ pub struct MemoryStore(Arc<Mutex<Disk>>);
 
 impl MemoryStore {
     pub fn new(contents: Contents) -> Self {
-        let disk = Disk {
-            cached: contents.clone(),
-            durable: contents,
-            ..Disk::default()
-        };
+        let disk = Disk { cached: contents.clone(), durable: contents, ..Disk::default() };
         Self(Arc::new(Mutex::new(disk)))
     }
 
@@ -75,13 +71,7 @@ impl MemoryStore {
 
     /// All entries since the start that are durable.
     pub fn entries(&self) -> Vec<Entry> {
-        self.with(|disk| {
-            disk.entries
-                .iter()
-                .filter(|e| e.generation <= disk.durable.generation)
-                .cloned()
-                .collect()
-        })
+        self.with(|disk| disk.entries.iter().filter(|e| e.generation <= disk.durable.generation).cloned().collect())
     }
 
     /// How often a commit waited for the disk: shows that a group shares one wait.
@@ -112,10 +102,7 @@ impl Disk {
         }
         for (entry, due) in entries.iter().zip(self.cached.generation + 1..) {
             if entry.generation != due {
-                return Err(StoreError::OutOfOrder {
-                    last: due - 1,
-                    found: entry.generation,
-                });
+                return Err(StoreError::OutOfOrder { last: due - 1, found: entry.generation });
             }
         }
         if entries.is_empty() {
@@ -124,11 +111,7 @@ impl Disk {
         let fault = self.next.take();
         if fault == Some(Fault::Refuse) {
             let source = std::io::ErrorKind::StorageFull.into();
-            return Err(StoreError::Io {
-                doing: "write",
-                path: "memory".into(),
-                source,
-            });
+            return Err(StoreError::Io { doing: "write", path: "memory".into(), source });
         }
         for entry in entries {
             self.cached.apply(entry);

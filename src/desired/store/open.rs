@@ -39,11 +39,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            segment_bytes: 1 << 20,
-            history_bytes: 8 << 20,
-            export_every: 1000,
-        }
+        Self { segment_bytes: 1 << 20, history_bytes: 8 << 20, export_every: 1000 }
     }
 }
 
@@ -111,13 +107,7 @@ impl DiskStore {
             Format::Known => Self::load(disk, state_dir, limits, now, lock),
             Format::Unborn | Format::Newer(_) | Format::Unreadable | Format::Missing => {
                 let summary = "first start".to_owned();
-                let entry = Entry {
-                    generation: 1,
-                    at: now,
-                    origin: "overlayd".into(),
-                    summary,
-                    writes: first(),
-                };
+                let entry = Entry { generation: 1, at: now, origin: "overlayd".into(), summary, writes: first() };
                 Self::create(disk, state_dir, limits, &entry, lock)
             }
         }
@@ -144,17 +134,9 @@ impl DiskStore {
         first: &Entry,
         lock: DirLock,
     ) -> Result<Opened, StoreError> {
-        let mut contents = Contents {
-            generation: first.generation - 1,
-            ..Contents::default()
-        };
-        let mut journal = Journal::create(
-            disk.clone(),
-            state_dir,
-            first.generation,
-            Joins::Nothing,
-            limits.segment_bytes,
-        )?;
+        let mut contents = Contents { generation: first.generation - 1, ..Contents::default() };
+        let mut journal =
+            Journal::create(disk.clone(), state_dir, first.generation, Joins::Nothing, limits.segment_bytes)?;
         journal.append(std::slice::from_ref(first), 0)?;
         contents.apply(first);
         let watermark = Watermark::create(&*disk, state_dir, mark_of(&contents))?;
@@ -173,11 +155,7 @@ impl DiskStore {
             _lock: lock,
         };
         store.finish()?;
-        Ok(Opened {
-            contents: store.contents.clone(),
-            store,
-            notes: Vec::new(),
-        })
+        Ok(Opened { contents: store.contents.clone(), store, notes: Vec::new() })
     }
 
     pub(super) fn load(
@@ -210,13 +188,9 @@ impl DiskStore {
             _lock: lock,
         };
         if let Look::Bad(what) | Look::Unseen(what) = &survey.look {
-            notes.push(format!(
-                "the checkpoint was not used: {what}; read from the {base} and the journal"
-            ));
+            notes.push(format!("the checkpoint was not used: {what}; read from the {base} and the journal"));
         } else if survey.look == Look::Missing {
-            notes.push(format!(
-                "the checkpoint is missing; read from the {base} and the journal"
-            ));
+            notes.push(format!("the checkpoint is missing; read from the {base} and the journal"));
         }
         if store.journal.end() < store.contents.generation {
             notes.push(store.bridge(&base)?);
@@ -227,11 +201,7 @@ impl DiskStore {
         for note in &notes {
             tracing::warn!(state_dir = %state_dir.display(), note, "the store was not as it was left");
         }
-        Ok(Opened {
-            contents: store.contents.clone(),
-            store,
-            notes,
-        })
+        Ok(Opened { contents: store.contents.clone(), store, notes })
     }
 
     /// A clean stop: folds everything and writes a copy, so that the next start has nothing to replay.
@@ -243,11 +213,7 @@ impl DiskStore {
     pub(super) fn finish(&mut self) -> Result<(), StoreError> {
         self.fold()?;
         self.copy()?;
-        replace(
-            &*self.disk,
-            &self.state_dir.join(FORMAT),
-            layout::format_text().as_bytes(),
-        )?;
+        replace(&*self.disk, &self.state_dir.join(FORMAT), layout::format_text().as_bytes())?;
         self.end_creation()
     }
 
@@ -273,9 +239,7 @@ impl DiskStore {
         // The copy first. Behind the gap the journal alone rebuilds nothing.
         self.copy()?;
         self.journal.jump_to(generation + 1)?;
-        Ok(format!(
-            "the journal ends at generation {end}; nothing is lost, the {base} has {generation}"
-        ))
+        Ok(format!("the journal ends at generation {end}; nothing is lost, the {base} has {generation}"))
     }
 
     fn fold_and_copy(&mut self, export_every: u64) -> Result<(), StoreError> {
@@ -284,9 +248,7 @@ impl DiskStore {
             false => self.fold(),
         };
         // A checkpoint that cannot be written is one more reason for a copy, so its error waits.
-        let age = self
-            .exported
-            .map(|(_, newest)| self.contents.generation.saturating_sub(newest));
+        let age = self.exported.map(|(_, newest)| self.contents.generation.saturating_sub(newest));
         if age.is_none_or(|age| age >= export_every) {
             self.copy()?;
         }
@@ -307,9 +269,7 @@ impl DiskStore {
         }
         let path = self.state_dir.join(SLED);
         outcome.map_err(|what| io_error("fold the journal into", &path, std::io::Error::other(what)))?;
-        self.disk
-            .sync_dir(&self.state_dir)
-            .map_err(|source| io_error("write", &self.state_dir, source))?;
+        self.disk.sync_dir(&self.state_dir).map_err(|source| io_error("write", &self.state_dir, source))?;
         self.touched.clear();
         self.folded = self.checkpoint.generation();
         Ok(())
@@ -359,22 +319,13 @@ impl Store for DiskStore {
 pub(super) fn enter(state_dir: &Path) -> Result<DirLock, StoreError> {
     if !state_dir.exists() {
         let mut builder = DirBuilder::new();
-        builder
-            .recursive(true)
-            .mode(0o700)
-            .create(state_dir)
-            .map_err(|e| io_error("create", state_dir, e))?;
-        RealDisk
-            .sync_dir(parent(state_dir))
-            .map_err(|e| io_error("write", parent(state_dir), e))?;
+        builder.recursive(true).mode(0o700).create(state_dir).map_err(|e| io_error("create", state_dir, e))?;
+        RealDisk.sync_dir(parent(state_dir)).map_err(|e| io_error("write", parent(state_dir), e))?;
     }
     // Before the lock: in somebody else's directory not even that file is made.
     Format::of(state_dir)?;
     let lock = DirLock::take(state_dir)?;
-    let mode = fs::metadata(state_dir)
-        .map_err(|e| io_error("read", state_dir, e))?
-        .permissions()
-        .mode();
+    let mode = fs::metadata(state_dir).map_err(|e| io_error("read", state_dir, e))?.permissions().mode();
     if mode & 0o077 != 0 {
         tracing::warn!(state_dir = %state_dir.display(), "the state directory was open to others; closing it");
         fs::set_permissions(state_dir, Permissions::from_mode(0o700)).map_err(|e| io_error("close", state_dir, e))?;
@@ -383,10 +334,7 @@ pub(super) fn enter(state_dir: &Path) -> Result<DirLock, StoreError> {
 }
 
 fn mark_of(contents: &Contents) -> Mark {
-    Mark {
-        acknowledged: contents.generation,
-        settled: contents.settled,
-    }
+    Mark { acknowledged: contents.generation, settled: contents.settled }
 }
 
 fn folded(look: &Look) -> Option<u64> {
@@ -397,8 +345,5 @@ fn folded(look: &Look) -> Option<u64> {
 }
 
 pub(super) fn damaged(state_dir: &Path, what: String) -> StoreError {
-    StoreError::Damaged {
-        path: state_dir.display().to_string(),
-        what,
-    }
+    StoreError::Damaged { path: state_dir.display().to_string(), what }
 }

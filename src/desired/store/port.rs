@@ -51,11 +51,8 @@ impl fmt::Debug for Write {
 
 impl fmt::Debug for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sizes: BTreeMap<&str, usize> = self
-            .records
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.len()))
-            .collect();
+        let sizes: BTreeMap<&str, usize> =
+            self.records.iter().map(|(key, value)| (key.as_str(), value.len())).collect();
         f.debug_struct("Contents")
             .field("generation", &self.generation)
             .field("settled", &self.settled)

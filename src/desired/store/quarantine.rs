@@ -31,9 +31,7 @@ pub(super) fn set_aside(
     for part in present {
         let (from, to) = (state_dir.join(part), target.join(part.replace('/', "-")));
         let moved = disk.rename(&from, &to).and_then(|()| disk.sync_dir(parent(&from)));
-        moved
-            .and_then(|()| disk.sync_dir(&target))
-            .map_err(|source| io_error("set aside", &from, source))?;
+        moved.and_then(|()| disk.sync_dir(&target)).map_err(|source| io_error("set aside", &from, source))?;
     }
     Ok(Some(target))
 }
@@ -58,11 +56,7 @@ pub(super) fn cut_off(
     now: UnixTime,
     torn: &Torn,
 ) -> Result<String, StoreError> {
-    let name = torn
-        .path
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = torn.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let bytes = fs::read(&torn.path).map_err(|source| io_error("read", &torn.path, source))?;
     let target = new_quarantine(disk, state_dir, now)?;
     replace(
@@ -76,8 +70,5 @@ pub(super) fn cut_off(
     };
     cut().map_err(|source| io_error("cut", &torn.path, source))?;
     let bytes = torn.len - torn.keep;
-    Ok(format!(
-        "{bytes} bytes of an unfinished write at the end of {name} were moved to {}",
-        target.display()
-    ))
+    Ok(format!("{bytes} bytes of an unfinished write at the end of {name} were moved to {}", target.display()))
 }

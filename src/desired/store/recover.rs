@@ -33,10 +33,7 @@ pub fn read_only(state_dir: &Path) -> Result<Contents, StoreError> {
     expect_known(state_dir)?;
     let read = || {
         let survey = Survey::take(state_dir, Look::Missing)?;
-        survey
-            .verdict()
-            .map(|rebuilt| rebuilt.contents)
-            .map_err(|what| damaged(state_dir, what))
+        survey.verdict().map(|rebuilt| rebuilt.contents).map_err(|what| damaged(state_dir, what))
     };
     again(read)
 }
@@ -48,12 +45,7 @@ pub fn history(state_dir: &Path, after: u64) -> Result<Vec<Entry>, StoreError> {
         found if found.damage.is_empty() => Ok(found),
         found => Err(damaged(state_dir, found.damage.join("; "))),
     };
-    Ok(again(read)?
-        .entries
-        .into_iter()
-        .filter(|(g, _)| *g > after)
-        .map(|(_, entry)| entry)
-        .collect())
+    Ok(again(read)?.entries.into_iter().filter(|(g, _)| *g > after).map(|(_, entry)| entry).collect())
 }
 
 /// The document as JSON, each record changed by `redact` first. Without a digest, since records may have changed.
@@ -70,37 +62,26 @@ pub fn export(
 ///
 /// *Errors*: [`StoreError::BadCopy`].
 pub fn contents_of(copy: &str) -> Result<Contents, StoreError> {
-    copies::parse(copy)
-        .map(|parsed| parsed.contents)
-        .map_err(|what| StoreError::BadCopy { what })
+    copies::parse(copy).map(|parsed| parsed.contents).map_err(|what| StoreError::BadCopy { what })
 }
 
 /// Makes the records of `copy` (from [`export`], or a file of `export/`) the document: one entry, or a new store.
 ///
 /// *Errors*: [`StoreError::InUse`] while a daemon runs; [`StoreError::BadCopy`] before anything is changed.
 pub fn import(state_dir: &Path, copy: &str, now: UnixTime) -> Result<Report, StoreError> {
-    let wanted = copies::parse(copy)
-        .map_err(|what| StoreError::BadCopy { what })?
-        .contents;
+    let wanted = copies::parse(copy).map_err(|what| StoreError::BadCopy { what })?.contents;
     let lock = enter(state_dir)?;
     let format = Format::of(state_dir)?;
     if let Some(problem) = format.problem(state_dir) {
         return Err(problem);
     }
     let summary = format!("import of a copy of generation {}", wanted.generation);
-    let entry = |generation, writes| Entry {
-        generation,
-        at: now,
-        origin: "overlayd store import".into(),
-        summary,
-        writes,
-    };
+    let entry =
+        |generation, writes| Entry { generation, at: now, origin: "overlayd store import".into(), summary, writes };
     let disk = Arc::new(RealDisk);
     let generation = match format {
         Format::Known => {
-            let Opened {
-                mut store, contents, ..
-            } = DiskStore::load(disk, state_dir, Limits::default(), now, lock)?;
+            let Opened { mut store, contents, .. } = DiskStore::load(disk, state_dir, Limits::default(), now, lock)?;
             store.commit(&[entry(contents.generation + 1, difference(&contents, &wanted))])?;
             store.close()?;
             contents.generation + 1
@@ -108,17 +89,12 @@ pub fn import(state_dir: &Path, copy: &str, now: UnixTime) -> Result<Report, Sto
         Format::Unborn | Format::Newer(_) | Format::Unreadable | Format::Missing => {
             let generation = wanted.generation.max(1);
             let first = entry(generation, difference(&Contents::default(), &wanted));
-            DiskStore::create(disk, state_dir, Limits::default(), &first, lock)?
-                .store
-                .close()?;
+            DiskStore::create(disk, state_dir, Limits::default(), &first, lock)?.store.close()?;
             generation
         }
     };
     let mut report = check(state_dir)?;
-    report.done.push(format!(
-        "{} records became generation {generation}",
-        wanted.records.len()
-    ));
+    report.done.push(format!("{} records became generation {generation}", wanted.records.len()));
     Ok(report)
 }
 
@@ -184,10 +160,7 @@ fn mend(state_dir: &Path, survey: &Survey, now: UnixTime, lock: DirLock) -> Resu
     store.finish()?;
     let mut done = moved(aside);
     done.extend(opened.notes);
-    done.push(format!(
-        "checkpoint, copy and FORMAT were written for generation {}",
-        store.contents().generation
-    ));
+    done.push(format!("checkpoint, copy and FORMAT were written for generation {}", store.contents().generation));
     store.close()?;
     Ok(done)
 }
@@ -204,20 +177,10 @@ fn rebuild(
     let from = contents.generation;
     contents.generation = survey.highest() + 1;
     // Bad copies before the new one is written, which would remove old ones.
-    let mut done = moved(set_aside(
-        &RealDisk,
-        state_dir,
-        now,
-        &borrow(&bad_parts(state_dir, survey)),
-    )?);
+    let mut done = moved(set_aside(&RealDisk, state_dir, now, &borrow(&bad_parts(state_dir, survey)))?);
     copies::write(&RealDisk, state_dir, &contents)?;
     // The journal, and with it all that speaks of the old line of generations.
-    done.extend(moved(set_aside(
-        &RealDisk,
-        state_dir,
-        now,
-        &[JOURNAL, WATERMARK, SLED],
-    )?));
+    done.extend(moved(set_aside(&RealDisk, state_dir, now, &[JOURNAL, WATERMARK, SLED])?));
     let summary = format!("recovery of generation {from}, from the {}", rebuilt.base);
     let first = Entry {
         generation: contents.generation,
@@ -226,9 +189,7 @@ fn rebuild(
         summary: summary.clone(),
         writes: difference(&Contents::default(), &contents),
     };
-    DiskStore::build(Arc::new(RealDisk), state_dir, Limits::default(), &first, lock)?
-        .store
-        .close()?;
+    DiskStore::build(Arc::new(RealDisk), state_dir, Limits::default(), &first, lock)?.store.close()?;
     done.push(format!("{summary}: it became generation {}", first.generation));
     Ok(done)
 }
@@ -240,11 +201,7 @@ fn bad_parts(state_dir: &Path, survey: &Survey) -> Vec<String> {
         parts.push(SLED.to_owned());
     }
     for bad in survey.exports.iter().filter(|f| f.contents.is_err()) {
-        let name = bad
-            .path
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = bad.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         parts.push(format!("{EXPORT}/{name}"));
     }
     parts.retain(|part| state_dir.join(part).exists());
@@ -256,35 +213,19 @@ fn borrow(parts: &[String]) -> Vec<&str> {
 }
 
 fn moved(aside: Option<PathBuf>) -> Vec<String> {
-    aside
-        .map(|path| format!("damaged and outdated parts were moved to {}", path.display()))
-        .into_iter()
-        .collect()
+    aside.map(|path| format!("damaged and outdated parts were moved to {}", path.display())).into_iter().collect()
 }
 
 /// The writes that turn one document into the other.
 fn difference(from: &Contents, to: &Contents) -> Vec<Write> {
     let gone = from.records.keys().filter(|k| !to.records.contains_key(*k));
-    let gone = gone.map(|key| Write {
-        key: key.clone(),
-        value: None,
-    });
-    let new = to
-        .records
-        .iter()
-        .filter(|(key, value)| from.records.get(*key) != Some(value));
-    gone.chain(new.map(|(key, value)| Write {
-        key: key.clone(),
-        value: Some(value.clone()),
-    }))
-    .collect()
+    let gone = gone.map(|key| Write { key: key.clone(), value: None });
+    let new = to.records.iter().filter(|(key, value)| from.records.get(*key) != Some(value));
+    gone.chain(new.map(|(key, value)| Write { key: key.clone(), value: Some(value.clone()) })).collect()
 }
 
 fn describe(state_dir: &Path, format: Format, survey: &Survey) -> Report {
-    let mut report = Report {
-        path: state_dir.display().to_string(),
-        ..Report::default()
-    };
+    let mut report = Report { path: state_dir.display().to_string(), ..Report::default() };
     if format == Format::Unborn {
         report.starts = true;
         report.add(Part::Format, State::Good, "no store yet; the first start creates one");
@@ -312,31 +253,17 @@ fn describe(state_dir: &Path, format: Format, survey: &Survey) -> Report {
         report.add(Part::Copies, State::Mends, "there is none");
     }
     match survey.mark {
-        Some(m) => report.add(
-            Part::Watermark,
-            State::Good,
-            format!("{} kept, {} applied", m.acknowledged, m.settled),
-        ),
-        None => report.add(
-            Part::Watermark,
-            State::Mends,
-            "missing or unreadable; it is only a hint",
-        ),
+        Some(m) => report.add(Part::Watermark, State::Good, format!("{} kept, {} applied", m.acknowledged, m.settled)),
+        None => report.add(Part::Watermark, State::Mends, "missing or unreadable; it is only a hint"),
     }
     if let Some(rebuilt) = survey.newest() {
         report.generation = Some(rebuilt.contents.generation);
         report.records = rebuilt.contents.records.len();
-        report.lost = survey
-            .lost(rebuilt.contents.generation)
-            .map(std::ops::RangeInclusive::into_inner);
+        report.lost = survey.lost(rebuilt.contents.generation).map(std::ops::RangeInclusive::into_inner);
     }
     if let Some((from, to)) = report.lost {
         // Parts can each be whole and still not reach each other: a segment that is gone leaves no other trace.
-        report.add(
-            Part::Journal,
-            State::Damaged,
-            format!("generations {from} to {to} were kept and cannot be read"),
-        );
+        report.add(Part::Journal, State::Damaged, format!("generations {from} to {to} were kept and cannot be read"));
     }
     report.starts = format == Format::Known && survey.verdict().is_ok();
     report
@@ -348,11 +275,7 @@ fn describe_journal(report: &mut Report, survey: &Survey) {
     }
     if let Some(torn) = &survey.scan.torn {
         let bytes = torn.len - torn.keep;
-        report.add(
-            Part::Journal,
-            State::Mends,
-            format!("ends in {bytes} bytes of an unfinished write"),
-        );
+        report.add(Part::Journal, State::Mends, format!("ends in {bytes} bytes of an unfinished write"));
     }
     if let (Some(end), true) = (survey.scan.end(), survey.scan.damage.is_empty()) {
         let first = survey.scan.segments.first().map_or(0, |s| s.first);
@@ -363,13 +286,12 @@ fn describe_journal(report: &mut Report, survey: &Survey) {
 fn expect_known(state_dir: &Path) -> Result<(), StoreError> {
     match Format::of(state_dir)? {
         Format::Known => Ok(()),
-        Format::Unborn => Err(StoreError::NotOurs {
-            path: state_dir.display().to_string(),
-            what: "there is no store in it".into(),
-        }),
-        other @ (Format::Newer(_) | Format::Unreadable | Format::Missing) => other
-            .problem(state_dir)
-            .map_or_else(|| unreachable!("each of these is a problem"), Err),
+        Format::Unborn => {
+            Err(StoreError::NotOurs { path: state_dir.display().to_string(), what: "there is no store in it".into() })
+        }
+        other @ (Format::Newer(_) | Format::Unreadable | Format::Missing) => {
+            other.problem(state_dir).map_or_else(|| unreachable!("each of these is a problem"), Err)
+        }
     }
 }
 

@@ -83,11 +83,7 @@ pub struct Report {
 
 impl Report {
     pub(super) fn add(&mut self, part: Part, state: State, text: impl Into<String>) {
-        self.findings.push(Finding {
-            part,
-            state,
-            text: text.into(),
-        });
+        self.findings.push(Finding { part, state, text: text.into() });
     }
 }
 
@@ -101,11 +97,7 @@ impl fmt::Display for Report {
             writeln!(f, "  done: {done}")?;
         }
         match self.generation {
-            Some(generation) => writeln!(
-                f,
-                "  newest document: generation {generation}, {} records",
-                self.records
-            )?,
+            Some(generation) => writeln!(f, "  newest document: generation {generation}, {} records", self.records)?,
             None => writeln!(f, "  newest document: none can be read")?,
         }
         if let Some((from, to)) = self.lost {

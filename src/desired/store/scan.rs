@@ -61,10 +61,7 @@ impl Scan {
 
     /// First generations of segments that need nothing before them.
     pub(super) fn beginnings(&self) -> impl Iterator<Item = u64> + '_ {
-        self.segments
-            .iter()
-            .filter(|s| s.joins == Joins::Nothing)
-            .map(|s| s.first)
+        self.segments.iter().filter(|s| s.joins == Joins::Nothing).map(|s| s.first)
     }
 }
 
@@ -73,10 +70,8 @@ impl Scan {
 /// *Errors*: only for a disk that does not answer; damage is a finding.
 pub(super) fn scan(state_dir: &Path) -> Result<Scan, StoreError> {
     let dir = state_dir.join(JOURNAL);
-    let names: Vec<(u64, String)> = names_in(&dir)?
-        .into_iter()
-        .filter_map(|n| Some((parse_segment_name(&n)?, n)))
-        .collect();
+    let names: Vec<(u64, String)> =
+        names_in(&dir)?.into_iter().filter_map(|n| Some((parse_segment_name(&n)?, n))).collect();
     let mut scan = Scan::default();
     let count = names.len();
     for (index, (first, name)) in names.into_iter().enumerate() {
@@ -92,23 +87,15 @@ pub(super) fn scan(state_dir: &Path) -> Result<Scan, StoreError> {
 
 impl Scan {
     fn segment(&mut self, path: PathBuf, first: u64, bytes: &[u8], is_last: bool) {
-        let name = path
-            .file_name()
-            .map(|n| n.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let header = SegmentHeader::decode(bytes).filter(|h| h.first == first);
         let Some(header) = header else {
             // Birth of a segment: the header is on the disk before the first frame is written.
             let unborn = bytes.len() < ALIGN || is_zero(bytes);
             if is_last && unborn && !self.segments.is_empty() {
-                self.torn = Some(Torn {
-                    path,
-                    keep: 0,
-                    len: bytes.len() as u64,
-                });
+                self.torn = Some(Torn { path, keep: 0, len: bytes.len() as u64 });
             } else {
-                self.damage
-                    .push(format!("journal segment {name} has no readable header"));
+                self.damage.push(format!("journal segment {name} has no readable header"));
                 self.salvage(bytes, ALIGN);
             }
             return;
@@ -116,33 +103,19 @@ impl Scan {
         let due = self.segments.last().map(|s| s.last + 1);
         if is_zero(&bytes[ALIGN..]) && header.joins == Joins::Previous && due.is_some_and(|due| first < due) {
             // A rotation that failed, and whose removal the power cut undid. Nothing was ever written to it.
-            self.torn = is_last.then_some(Torn {
-                path,
-                keep: 0,
-                len: bytes.len() as u64,
-            });
+            self.torn = is_last.then_some(Torn { path, keep: 0, len: bytes.len() as u64 });
             return;
         }
         match header.joins {
             Joins::Previous if due.is_some_and(|due| due != first) => {
-                self.damage.push(format!(
-                    "journal segment {name} does not follow generation {}",
-                    due.unwrap_or(0) - 1
-                ));
+                self.damage.push(format!("journal segment {name} does not follow generation {}", due.unwrap_or(0) - 1));
             }
             Joins::Checkpoint | Joins::Nothing if due.is_some_and(|due| first < due) => {
-                self.damage
-                    .push(format!("journal segment {name} repeats earlier generations"));
+                self.damage.push(format!("journal segment {name} repeats earlier generations"));
             }
             Joins::Previous | Joins::Nothing | Joins::Checkpoint => {}
         }
-        let mut segment = Segment {
-            path,
-            first,
-            last: first.saturating_sub(1),
-            joins: header.joins,
-            len: 0,
-        };
+        let mut segment = Segment { path, first, last: first.saturating_sub(1), joins: header.joins, len: 0 };
         let end = self.frames(&name, bytes, &mut segment);
         segment.len = end as u64;
         let used = bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
@@ -160,10 +133,8 @@ impl Scan {
                 break;
             };
             if header.generation != segment.last + 1 {
-                self.damage.push(format!(
-                    "journal segment {name} skips from {} to {}",
-                    segment.last, header.generation
-                ));
+                self.damage
+                    .push(format!("journal segment {name} skips from {} to {}", segment.last, header.generation));
             }
             segment.last = header.generation + entries.len() as u64 - 1;
             self.take(&header, entries);
@@ -176,20 +147,14 @@ impl Scan {
     fn tail(&mut self, name: &str, bytes: &[u8], end: usize, used: usize, segment: &Segment, is_last: bool) {
         let behind = self.salvage(bytes, end + ALIGN);
         if is_last && !behind && is_unfinished(bytes, end) {
-            self.torn = Some(Torn {
-                path: segment.path.clone(),
-                keep: end as u64,
-                len: used as u64,
-            });
+            self.torn = Some(Torn { path: segment.path.clone(), keep: end as u64, len: used as u64 });
             return;
         }
         if let Some(header) = FrameHeader::decode(&bytes[end..]) {
             self.highest = self.highest.max(header.generation);
         }
-        self.damage.push(format!(
-            "journal segment {name} cannot be read at byte {end}, after generation {}",
-            segment.last
-        ));
+        self.damage
+            .push(format!("journal segment {name} cannot be read at byte {end}, after generation {}", segment.last));
     }
 
     /// Takes every whole frame from `from` on; true if there was one.
@@ -239,9 +204,7 @@ fn is_unfinished(bytes: &[u8], at: usize) -> bool {
 /// The range from `at` to `end`, cut where disk sectors begin.
 fn sectors(at: usize, end: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let starts = std::iter::successors(Some(at), |start| Some((start / SECTOR + 1) * SECTOR));
-    starts
-        .take_while(move |start| *start < end)
-        .map(move |start| start..((start / SECTOR + 1) * SECTOR).min(end))
+    starts.take_while(move |start| *start < end).map(move |start| start..((start / SECTOR + 1) * SECTOR).min(end))
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

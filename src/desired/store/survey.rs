@@ -44,10 +44,7 @@ impl Format {
         let names = names_in(state_dir)?;
         if let Some(strange) = names.iter().find(|n| !layout::is_known(n)) {
             let path = state_dir.display().to_string();
-            return Err(StoreError::NotOurs {
-                path,
-                what: format!("it has no FORMAT file, and it holds {strange:?}"),
-            });
+            return Err(StoreError::NotOurs { path, what: format!("it has no FORMAT file, and it holds {strange:?}") });
         }
         let has = |name: &str| names.iter().any(|n| n == name);
         match !has(CREATING) && (has(QUARANTINE) || PARTS.iter().any(|part| has(part))) {
@@ -59,19 +56,10 @@ impl Format {
     /// What stops an ordinary start, if anything does.
     pub(super) fn problem(self, state_dir: &Path) -> Option<StoreError> {
         let path = state_dir.display().to_string();
-        let damaged = |what: &str| {
-            Some(StoreError::Damaged {
-                path: path.clone(),
-                what: what.into(),
-            })
-        };
+        let damaged = |what: &str| Some(StoreError::Damaged { path: path.clone(), what: what.into() });
         match self {
             Self::Known | Self::Unborn => None,
-            Self::Newer(found) => Some(StoreError::Newer {
-                path,
-                found,
-                known: KNOWN_FORMAT,
-            }),
+            Self::Newer(found) => Some(StoreError::Newer { path, found, known: KNOWN_FORMAT }),
             Self::Unreadable => damaged("its file FORMAT cannot be read"),
             Self::Missing => damaged("its file FORMAT is missing"),
         }
@@ -103,12 +91,7 @@ impl Survey {
         let mark = Mark::read(state_dir)?;
         let exports = export::find(state_dir)?;
         let scan = scan(state_dir)?;
-        Ok(Self {
-            mark,
-            scan,
-            exports,
-            look,
-        })
+        Ok(Self { mark, scan, exports, look })
     }
 
     /// With a look at the checkpoint, for the holder of the lock.
@@ -120,10 +103,7 @@ impl Survey {
     pub(super) fn newest(&self) -> Option<Rebuilt> {
         let mut bases: Vec<(String, Contents)> = Vec::new();
         if let Look::Good(contents) = &self.look {
-            bases.push((
-                format!("checkpoint at generation {}", contents.generation),
-                contents.clone(),
-            ));
+            bases.push((format!("checkpoint at generation {}", contents.generation), contents.clone()));
         }
         for found in self.exports.iter().rev() {
             if let Ok(contents) = &found.contents {
@@ -131,10 +111,7 @@ impl Survey {
             }
         }
         for first in self.scan.beginnings() {
-            let empty = Contents {
-                generation: first.saturating_sub(1),
-                ..Contents::default()
-            };
+            let empty = Contents { generation: first.saturating_sub(1), ..Contents::default() };
             bases.push((format!("journal from generation {first}"), empty));
         }
         let mut best: Option<(String, Contents, u64)> = None;
@@ -180,11 +157,7 @@ impl Survey {
             None => damage.push("no part of it can be read as a whole document".into()),
             Some(rebuilt) => {
                 if let Some(lost) = self.lost(rebuilt.contents.generation) {
-                    damage.push(format!(
-                        "generations {} to {} were kept and cannot be read",
-                        lost.start(),
-                        lost.end()
-                    ));
+                    damage.push(format!("generations {} to {} were kept and cannot be read", lost.start(), lost.end()));
                 }
             }
         }
@@ -202,11 +175,7 @@ impl Survey {
 
     /// The good copies' generations, oldest first.
     pub(super) fn exported(&self) -> Vec<u64> {
-        self.exports
-            .iter()
-            .filter(|f| f.contents.is_ok())
-            .map(|f| f.generation)
-            .collect()
+        self.exports.iter().filter(|f| f.contents.is_ok()).map(|f| f.generation).collect()
     }
 
     fn reach(&self, base: u64) -> u64 {
@@ -222,17 +191,8 @@ impl Survey {
             Look::Good(contents) => contents.settled,
             Look::Missing | Look::Bad(_) | Look::Unseen(_) => 0,
         };
-        let exported = self
-            .exports
-            .iter()
-            .filter_map(|f| f.contents.as_ref().ok())
-            .map(|c| c.settled)
-            .max()
-            .unwrap_or(0);
-        self.mark
-            .map_or(0, |m| m.settled)
-            .max(self.scan.settled)
-            .max(looked)
-            .max(exported)
+        let exported =
+            self.exports.iter().filter_map(|f| f.contents.as_ref().ok()).map(|c| c.settled).max().unwrap_or(0);
+        self.mark.map_or(0, |m| m.settled).max(self.scan.settled).max(looked).max(exported)
     }
 }

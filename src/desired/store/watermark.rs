@@ -38,10 +38,7 @@ impl Mark {
         let bytes: &[u8; LEN] = bytes.try_into().ok()?;
         let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
         let fits = bytes[..8] == *MAGIC && bytes[28..] == crc32fast::hash(&bytes[..28]).to_le_bytes();
-        fits.then(|| Self {
-            acknowledged: number(8),
-            settled: number(16),
-        })
+        fits.then(|| Self { acknowledged: number(8), settled: number(16) })
     }
 
     /// `Ok(None)`: no note, or one that cannot be read. It is a hint, so that is no damage.
@@ -62,19 +59,12 @@ impl Watermark {
     pub(super) fn create(disk: &dyn Disk, state_dir: &Path, mark: Mark) -> Result<Self, StoreError> {
         let path = state_dir.join(WATERMARK);
         // Not truncated when it is there: between truncating and writing there would be no note.
-        let file = if path.exists() {
-            disk.open(&path)
-        } else {
-            disk.create(&path)
-        };
+        let file = if path.exists() { disk.open(&path) } else { disk.create(&path) };
         let file = file.map_err(|source| io_error("open", &path, source))?;
         let mut watermark = Self { file, path, mark };
         watermark.write()?;
         // One that was damaged by growing would otherwise stay unreadable.
-        watermark
-            .file
-            .truncate(LEN as u64)
-            .map_err(|source| io_error("cut", &watermark.path, source))?;
+        watermark.file.truncate(LEN as u64).map_err(|source| io_error("cut", &watermark.path, source))?;
         Ok(watermark)
     }
 
@@ -90,8 +80,6 @@ impl Watermark {
     }
 
     fn write(&mut self) -> Result<(), StoreError> {
-        self.file
-            .write_at(0, &self.mark.encode())
-            .map_err(|source| io_error("write", &self.path, source))
+        self.file.write_at(0, &self.mark.encode()).map_err(|source| io_error("write", &self.path, source))
     }
 }

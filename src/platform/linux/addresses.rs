@@ -96,10 +96,7 @@ pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
 
 /// The addresses of these links, filtered in the kernel when there are few.
 pub(super) async fn dump(route: &mut Channel, links: &[&FoundLink]) -> Result<Dump<FoundAddress>, Fault> {
-    let mut all = Dump {
-        items: Vec::new(),
-        cut: None,
-    };
+    let mut all = Dump { items: Vec::new(), cut: None };
     let indexes: Vec<u32> = match links.len() {
         0 => return Ok(all),
         1..=FILTER_LINKS_MAX => links.iter().map(|link| link.index).collect(),
@@ -114,8 +111,7 @@ pub(super) async fn dump(route: &mut Channel, links: &[&FoundLink]) -> Result<Du
         }
     }
     // Kernels before 4.20 know no filter and answer with everything, each time.
-    all.items
-        .retain(|found| links.iter().any(|link| link.index == found.index));
+    all.items.retain(|found| links.iter().any(|link| link.index == found.index));
     Ok(all)
 }
 
@@ -130,15 +126,9 @@ pub(super) async fn dump_of(
     request.header.index = index;
     match route.dump(RTM_GETADDR, &request, parse).await {
         // The link went away since it was found: it has no addresses.
-        Err(fault) if fault.errno() == Some(Errno::ENODEV) => Ok(Dump {
-            items: Vec::new(),
-            cut: None,
-        }),
+        Err(fault) if fault.errno() == Some(Errno::ENODEV) => Ok(Dump { items: Vec::new(), cut: None }),
         // IPv6 is not in this kernel.
-        Err(fault) if fault.errno() == Some(Errno::EOPNOTSUPP) => Ok(Dump {
-            items: Vec::new(),
-            cut: None,
-        }),
+        Err(fault) if fault.errno() == Some(Errno::EOPNOTSUPP) => Ok(Dump { items: Vec::new(), cut: None }),
         other => other,
     }
 }
@@ -151,11 +141,7 @@ pub(super) async fn has_protocol(route: &mut Channel) -> Result<bool, Fault> {
     let mut seen = 0;
     for family in [AddressFamily::Inet6, AddressFamily::Inet] {
         let found = dump_of(route, family, LOOPBACK_INDEX).await?;
-        let loopback: Vec<_> = found
-            .items
-            .iter()
-            .filter(|found| found.index == LOOPBACK_INDEX)
-            .collect();
+        let loopback: Vec<_> = found.items.iter().filter(|found| found.index == LOOPBACK_INDEX).collect();
         if loopback.iter().any(|found| found.protocol.is_some()) {
             return Ok(true);
         }
@@ -165,9 +151,8 @@ pub(super) async fn has_protocol(route: &mut Channel) -> Result<bool, Fault> {
 }
 
 fn release_has_protocol() -> bool {
-    let release = nix::sys::utsname::uname()
-        .map(|name| name.release().to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let release =
+        nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(5), Some(18))
 }
@@ -186,11 +171,7 @@ pub(super) fn observed(found: &FoundAddress, kernel_has_protocol: bool) -> Optio
             protocol.unwrap_or(0)
         )),
     };
-    Some(Observed {
-        spec: Spec::Address,
-        owner,
-        stats: None,
-    })
+    Some(Observed { spec: Spec::Address, owner, stats: None })
 }
 
 fn request(link: &FoundLink, net: IpNet) -> AddressMessage {
@@ -211,17 +192,10 @@ fn request(link: &FoundLink, net: IpNet) -> AddressMessage {
 pub(super) async fn create(route: &mut Channel, link: &FoundLink, net: IpNet) -> Result<(), ActionError> {
     let mut request = request(link, net);
     // A tunnel has no neighbours that could answer a duplicate address probe.
-    request.attributes.push(AddressAttribute::Flags(
-        AddressFlags::Noprefixroute | AddressFlags::Nodad,
-    ));
+    request.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute | AddressFlags::Nodad));
     // Kernels before 5.18 ignore it.
-    request
-        .attributes
-        .push(AddressAttribute::Protocol(AddressProtocol::from(ADDRESS_PROTOCOL)));
-    match route
-        .change(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &request, CALL_LIMIT)
-        .await
-    {
+    request.attributes.push(AddressAttribute::Protocol(AddressProtocol::from(ADDRESS_PROTOCOL)));
+    match route.change(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, &request, CALL_LIMIT).await {
         Ok(()) => Ok(()),
         Err(fault) if fault.errno() == Some(Errno::EEXIST) => Ok(()),
         Err(fault) => Err(fault.to_action(&format!("add address {net} to {}", link.name))),

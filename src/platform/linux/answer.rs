@@ -78,13 +78,7 @@ pub(super) struct Collector<T, P> {
 
 impl<T, P: Fn(u16, &[u8]) -> Option<T>> Collector<T, P> {
     pub(super) fn new(sequence: u32, parse: P) -> Self {
-        Self {
-            sequence,
-            parse,
-            items: Vec::new(),
-            interrupted: false,
-            unreadable: 0,
-        }
+        Self { sequence, parse, items: Vec::new(), interrupted: false, unreadable: 0 }
     }
 
     /// Takes a datagram in; true when the answer has ended.
@@ -138,11 +132,7 @@ fn kernel_words(message: &Message<'_>) -> String {
     NlasIterator::new(attributes)
         .flatten()
         .find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG)
-        .map(|attribute| {
-            String::from_utf8_lossy(attribute.value())
-                .trim_end_matches('\0')
-                .to_owned()
-        })
+        .map(|attribute| String::from_utf8_lossy(attribute.value()).trim_end_matches('\0').to_owned())
         .unwrap_or_default()
 }
 
@@ -188,10 +178,8 @@ mod tests {
 
     #[test]
     fn an_interrupted_dump_is_cut_also_when_only_its_last_message_says_so() {
-        let (done, dump) = collect(&[
-            message(16, 2, 7, &[1, 0, 0, 0]),
-            message(NLMSG_DONE, 2 | NLM_F_DUMP_INTR, 7, &[0; 4]),
-        ]);
+        let (done, dump) =
+            collect(&[message(16, 2, 7, &[1, 0, 0, 0]), message(NLMSG_DONE, 2 | NLM_F_DUMP_INTR, 7, &[0; 4])]);
         assert!(done);
         assert!(dump.cut.is_some());
     }

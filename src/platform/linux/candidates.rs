@@ -37,12 +37,8 @@ pub async fn host_candidates(mark: Mark) -> Result<Vec<IpAddr>, ObserveError> {
     let failed = |fault: Fault| fault.to_observe(what);
     let mut route = Channel::open(NETLINK_ROUTE).map_err(|error| failed(Fault::from_io(&error)))?;
     let links = links::dump(&mut route).await.map_err(failed)?;
-    let outer: BTreeMap<u32, FoundLink> = links
-        .items
-        .into_iter()
-        .filter(|link| is_outer(link, mark))
-        .map(|link| (link.index, link))
-        .collect();
+    let outer: BTreeMap<u32, FoundLink> =
+        links.items.into_iter().filter(|link| is_outer(link, mark)).map(|link| (link.index, link)).collect();
     let mut found = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let dump = addresses::dump_of(&mut route, family, 0).await.map_err(failed)?;
@@ -80,25 +76,11 @@ mod tests {
     use super::*;
 
     fn address(text: &str, flags: u32) -> FoundAddress {
-        FoundAddress {
-            index: 2,
-            net: text.parse().unwrap(),
-            far: None,
-            scope: 0,
-            flags,
-            protocol: None,
-        }
+        FoundAddress { index: 2, net: text.parse().unwrap(), far: None, scope: 0, flags, protocol: None }
     }
 
     fn link(name: &str) -> FoundLink {
-        FoundLink {
-            index: 2,
-            name: name.to_owned(),
-            kind: String::new(),
-            mtu: 1500,
-            up: true,
-            group: 0,
-        }
+        FoundLink { index: 2, name: name.to_owned(), kind: String::new(), mtu: 1500, up: true, group: 0 }
     }
 
     #[test]
@@ -120,16 +102,7 @@ mod tests {
     #[test]
     fn container_and_tunnel_links_do_not_count() {
         let mark = Mark::of_instance("/a");
-        for name in [
-            "lo",
-            "veth12ab",
-            "docker0",
-            "br-0123",
-            "cni0",
-            "tun0",
-            "wg0",
-            "zl-prod-0-g",
-        ] {
+        for name in ["lo", "veth12ab", "docker0", "br-0123", "cni0", "tun0", "wg0", "zl-prod-0-g"] {
             assert!(!is_outer(&link(name), mark), "{name}");
         }
         assert!(is_outer(&link("eth0"), mark));

@@ -39,10 +39,7 @@ impl Fault {
 
     /// True when the object, or the link it hangs on, is not there.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(
-            self.errno(),
-            Some(Errno::ENODEV | Errno::ENOENT | Errno::ENXIO | Errno::ESRCH | Errno::EADDRNOTAVAIL)
-        )
+        matches!(self.errno(), Some(Errno::ENODEV | Errno::ENOENT | Errno::ENXIO | Errno::ESRCH | Errno::EADDRNOTAVAIL))
     }
 
     /// `what` is a fragment that fits after "failed to".
@@ -62,10 +59,7 @@ impl Fault {
     }
 
     pub(super) fn to_observe(&self, what: &str) -> ObserveError {
-        ObserveError {
-            what: what.to_owned(),
-            reason: self.words(),
-        }
+        ObserveError { what: what.to_owned(), reason: self.words() }
     }
 
     pub(super) fn words(&self) -> String {

@@ -60,12 +60,7 @@ pub struct LinuxOptions {
 
 impl LinuxOptions {
     pub fn new(mark: Mark, data_plane: DataPlaneChoice, uapi_dir: PathBuf) -> Self {
-        Self {
-            mark,
-            data_plane,
-            uapi_dir,
-            capture: None,
-        }
+        Self { mark, data_plane, uapi_dir, capture: None }
     }
 }
 
@@ -139,10 +134,7 @@ impl LinuxKernel {
                     }
                     Action::Delete { .. } => {
                         let what = format!("remove address {address} from {link}");
-                        let told = self
-                            .has_address_protocol()
-                            .await
-                            .map_err(|fault| fault.to_action(&what))?;
+                        let told = self.has_address_protocol().await.map_err(|fault| fault.to_action(&what))?;
                         addresses::delete(&mut self.route, &found, link, *address, told).await
                     }
                 }

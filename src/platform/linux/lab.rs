@@ -71,17 +71,10 @@ impl Namespace {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open("/proc/thread-self/ns/net")
         });
-        let namespace = Self {
-            file: joined(made.join())?,
-        };
+        let namespace = Self { file: joined(made.join())? };
         namespace.run_async(async |netlink| {
             let lo = index_of(&netlink, "lo").await?;
-            netlink
-                .link()
-                .set(LinkUnspec::new_with_index(lo).up().build())
-                .execute()
-                .await
-                .map_err(io::Error::other)
+            netlink.link().set(LinkUnspec::new_with_index(lo).up().build()).execute().await.map_err(io::Error::other)
         })?;
         Ok(namespace)
     }
@@ -141,8 +134,7 @@ impl Namespace {
         let there = other.file.as_raw_fd();
         self.run_async(async |netlink| {
             let mut peer = LinkMessage::default();
-            peer.attributes
-                .extend([LinkAttribute::IfName(other_name.into()), LinkAttribute::NetNsFd(there)]);
+            peer.attributes.extend([LinkAttribute::IfName(other_name.into()), LinkAttribute::NetNsFd(there)]);
             let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
                 .name(name.to_owned())
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
@@ -157,33 +149,15 @@ impl Namespace {
 async fn bring_up(netlink: &rtnetlink::Handle, name: &str, address: IpNet) -> io::Result<()> {
     let index = index_of(netlink, name).await?;
     let ip: IpAddr = address.addr();
-    netlink
-        .address()
-        .add(index, ip, address.prefix_len())
-        .execute()
-        .await
-        .map_err(io::Error::other)?;
-    netlink
-        .link()
-        .set(LinkUnspec::new_with_index(index).up().build())
-        .execute()
-        .await
-        .map_err(io::Error::other)
+    netlink.address().add(index, ip, address.prefix_len()).execute().await.map_err(io::Error::other)?;
+    netlink.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.map_err(io::Error::other)
 }
 
 async fn index_of(netlink: &rtnetlink::Handle, name: &str) -> io::Result<u32> {
     use futures::TryStreamExt;
-    let found = netlink
-        .link()
-        .get()
-        .match_name(name.to_owned())
-        .execute()
-        .try_next()
-        .await
-        .map_err(io::Error::other)?;
-    found
-        .map(|link| link.header.index)
-        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+    let found =
+        netlink.link().get().match_name(name.to_owned()).execute().try_next().await.map_err(io::Error::other)?;
+    found.map(|link| link.header.index).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
 }
 
 fn joined<T>(result: std::thread::Result<io::Result<T>>) -> io::Result<T> {

@@ -68,21 +68,13 @@ impl FoundLink {
             KIND_TUN if self.is_ours(mark) => LinkKind::WireGuard,
             other => LinkKind::Other(other.to_owned()),
         };
-        LinkSpec {
-            kind,
-            mtu: self.mtu,
-            up: self.up,
-        }
+        LinkSpec { kind, mtu: self.mtu, up: self.up }
     }
 
     pub(super) fn observed(&self, mark: Mark) -> Observed {
         Observed {
             spec: Spec::Link(self.spec(mark)),
-            owner: if self.is_ours(mark) {
-                Owner::Ours
-            } else {
-                Owner::Stranger(self.described())
-            },
+            owner: if self.is_ours(mark) { Owner::Ours } else { Owner::Stranger(self.described()) },
             stats: None,
         }
     }
@@ -135,9 +127,7 @@ pub(super) fn parse(kind: u16, body: &[u8]) -> Option<FoundLink> {
 pub(super) async fn dump(route: &mut Channel) -> Result<Dump<FoundLink>, Fault> {
     let mut request = LinkMessage::default();
     // Counters cost more than all the rest of a link's description.
-    request
-        .attributes
-        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     route.dump(RTM_GETLINK, &request, parse).await
 }
 
@@ -145,9 +135,7 @@ pub(super) async fn dump(route: &mut Channel) -> Result<Dump<FoundLink>, Fault> 
 pub(super) async fn find(route: &mut Channel, name: &IfName) -> Result<Option<FoundLink>, Fault> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::IfName(name.to_string()));
-    request
-        .attributes
-        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     match route.get(RTM_GETLINK, &request, parse).await {
         Ok(link) => Ok(Some(link)),
         Err(fault) if fault.errno() == Some(Errno::ENODEV) => Ok(None),
@@ -182,10 +170,7 @@ pub(super) async fn create_wireguard(
         LinkAttribute::Group(mark.link_group()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),
     ]);
-    match route
-        .change(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &request, CALL_LIMIT)
-        .await
-    {
+    match route.change(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &request, CALL_LIMIT).await {
         Ok(()) => {}
         Err(fault) if fault.errno() == Some(Errno::EEXIST) => {
             return existing(route, mark, name).await;
@@ -200,19 +185,14 @@ async fn existing(route: &mut Channel, mark: Mark, name: &IfName) -> Result<Foun
     let link = match find_ours(route, mark, name).await {
         // Only an alternative name can exist without a link that is called so.
         Err(ActionError::Gone(_)) => {
-            return Err(ActionError::Stranger(format!(
-                "{name} is another link's alternative name"
-            )));
+            return Err(ActionError::Stranger(format!("{name} is another link's alternative name")));
         }
         other => other?,
     };
     if link.kind == KIND_WIREGUARD || link.kind == KIND_TUN {
         Ok(link)
     } else {
-        Err(ActionError::Failed(format!(
-            "{name} exists with our mark but is a {} link",
-            link.kind
-        )))
+        Err(ActionError::Failed(format!("{name} exists with our mark but is a {} link", link.kind)))
     }
 }
 
@@ -245,9 +225,7 @@ pub(super) async fn settle(
 pub(super) async fn label(route: &mut Channel, mark: Mark, link: &FoundLink) {
     let mut request = LinkMessage::default();
     request.header.index = link.index;
-    request
-        .attributes
-        .push(LinkAttribute::IfAlias(format!("overlayd {mark}")));
+    request.attributes.push(LinkAttribute::IfAlias(format!("overlayd {mark}")));
     if let Err(fault) = route.change(RTM_NEWLINK, 0, &request, CALL_LIMIT).await {
         tracing::debug!(link = link.name, reason = fault.words(), "no alias");
     }

@@ -89,13 +89,7 @@ impl Monitor {
             setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER)?;
         }
         socket.bind(&SocketAddr::new(0, GROUPS))?;
-        Ok(Self {
-            socket: watch(socket)?,
-            scope,
-            mark,
-            buffer: vec![0; DATAGRAM_BYTES],
-            pending: BTreeSet::new(),
-        })
+        Ok(Self { socket: watch(socket)?, scope, mark, buffer: vec![0; DATAGRAM_BYTES], pending: BTreeSet::new() })
     }
 
     /// The hints as a stream that never ends, except when the socket itself fails for good.
@@ -178,18 +172,8 @@ mod tests {
     }
 
     fn hint(kind: u16, port: u32, body: &[u8]) -> Option<Subsystem> {
-        let scope = Scope {
-            indexes: [7].into(),
-            names: ["zl-a".to_owned()].into(),
-            own_port: 99,
-        };
-        let message = Message {
-            kind,
-            flags: 0,
-            sequence: 0,
-            port,
-            body,
-        };
+        let scope = Scope { indexes: [7].into(), names: ["zl-a".to_owned()].into(), own_port: 99 };
+        let message = Message { kind, flags: 0, sequence: 0, port, body };
         classify(&message, &scope, Mark::of_instance("/a"))
     }
 
@@ -202,10 +186,7 @@ mod tests {
     #[test]
     fn a_route_of_ours_and_an_address_on_our_link_wake() {
         assert_eq!(hint(RTM_DELROUTE, 0, &route(ROUTE_PROTOCOL)), Some(Subsystem::Route));
-        assert_eq!(
-            hint(RTM_DELADDR, 0, &[2, 24, 0, 0, 7, 0, 0, 0]),
-            Some(Subsystem::Address)
-        );
+        assert_eq!(hint(RTM_DELADDR, 0, &[2, 24, 0, 0, 7, 0, 0, 0]), Some(Subsystem::Address));
     }
 
     #[test]

@@ -46,10 +46,7 @@ impl LinuxKernel {
         }
         let dump = links::dump(&mut self.route).await;
         let dump = dump.map_err(|fault| fault.to_observe("links"))?;
-        let seen = Seen {
-            all: dump.items.into_iter().map(|link| (link.index, link)).collect(),
-            cut: dump.cut,
-        };
+        let seen = Seen { all: dump.items.into_iter().map(|link| (link.index, link)).collect(), cut: dump.cut };
         self.narrow_hints(&seen, interest);
         for subsystem in &interest.subsystems {
             let cut = match subsystem {
@@ -66,10 +63,7 @@ impl LinuxKernel {
             observation.coverage.insert(*subsystem, coverage(&seen, cut));
         }
         let wireguard = [Subsystem::Device, Subsystem::Peer];
-        if wireguard
-            .iter()
-            .any(|subsystem| interest.subsystems.contains(subsystem))
-        {
+        if wireguard.iter().any(|subsystem| interest.subsystems.contains(subsystem)) {
             let cut = self.report_devices(&seen, &mut observation).await;
             for subsystem in wireguard {
                 observation.coverage.insert(subsystem, coverage(&seen, Ok(cut.clone())));
@@ -104,10 +98,7 @@ impl LinuxKernel {
         for found in &dump.items {
             let name = ours.iter().find(|(_, link)| link.index == found.index);
             if let (Some((name, _)), Some(observed)) = (name, addresses::observed(found, told)) {
-                let key = Key::Address {
-                    link: name.clone(),
-                    address: found.net,
-                };
+                let key = Key::Address { link: name.clone(), address: found.net };
                 observation.objects.insert(key, observed);
             }
         }
@@ -122,10 +113,7 @@ impl LinuxKernel {
     ) -> Result<Option<String>, Fault> {
         let dump = routes::dump(&mut self.route).await?;
         for found in &dump.items {
-            let key = Key::Route {
-                destination: found.destination,
-                metric: found.metric,
-            };
+            let key = Key::Route { destination: found.destination, metric: found.metric };
             let owner = if found.is_ours(self.mark) {
                 Owner::Ours
             } else if interest.keys.contains(&key) {
@@ -133,11 +121,7 @@ impl LinuxKernel {
             } else {
                 continue;
             };
-            let observed = Observed {
-                spec: Spec::Route(route_spec(found, seen)),
-                owner,
-                stats: None,
-            };
+            let observed = Observed { spec: Spec::Route(route_spec(found, seen)), owner, stats: None };
             observation.objects.insert(key, observed);
         }
         Ok(dump.cut)
@@ -147,10 +131,7 @@ impl LinuxKernel {
         for (link, _) in seen.ours(self) {
             for setting in Setting::ALL {
                 if let Some(value) = sysctls::read(&link, setting)? {
-                    let key = Key::Sysctl {
-                        link: link.clone(),
-                        setting,
-                    };
+                    let key = Key::Sysctl { link: link.clone(), setting };
                     observation.objects.insert(key, Observed::ours(Spec::Sysctl(value)));
                 }
             }

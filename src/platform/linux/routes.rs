@@ -117,10 +117,7 @@ fn parse(kind: u16, body: &[u8]) -> Option<FoundRoute> {
 
 /// Every route of the main table with our protocol number; the kernel filters.
 pub(super) async fn dump(route: &mut Channel) -> Result<Dump<FoundRoute>, Fault> {
-    let mut all = Dump {
-        items: Vec::new(),
-        cut: None,
-    };
+    let mut all = Dump { items: Vec::new(), cut: None };
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
@@ -136,8 +133,7 @@ pub(super) async fn dump(route: &mut Channel) -> Result<Dump<FoundRoute>, Fault>
             Err(fault) => return Err(fault),
         }
     }
-    all.items
-        .retain(|found| found.protocol == ROUTE_PROTOCOL && found.table == u32::from(RouteHeader::RT_TABLE_MAIN));
+    all.items.retain(|found| found.protocol == ROUTE_PROTOCOL && found.table == u32::from(RouteHeader::RT_TABLE_MAIN));
     Ok(all)
 }
 
@@ -145,11 +141,7 @@ pub(super) async fn dump(route: &mut Channel) -> Result<Dump<FoundRoute>, Fault>
 fn identity(destination: &Cidr, metric: u32) -> RouteMessage {
     let mut request = RouteMessage::default();
     let header = &mut request.header;
-    header.address_family = if destination.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
-    };
+    header.address_family = if destination.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     header.destination_prefix_length = destination.prefix_len();
     header.table = RouteHeader::RT_TABLE_MAIN;
     header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
@@ -181,9 +173,7 @@ async fn complete(
             request.header.scope = RouteScope::Universe;
         }
         RouteSpec::Other(text) => {
-            return Err(ActionError::Failed(format!(
-                "{destination}: overlayd does not make {text}"
-            )));
+            return Err(ActionError::Failed(format!("{destination}: overlayd does not make {text}")));
         }
     }
     Ok(request)
@@ -193,9 +183,7 @@ fn checked_metric(mark: Mark, destination: &Cidr, metric: u32) -> Result<(), Act
     if mark.owns_metric(metric) {
         return Ok(());
     }
-    Err(ActionError::Stranger(format!(
-        "the route to {destination} with metric {metric} is not of this instance"
-    )))
+    Err(ActionError::Stranger(format!("the route to {destination} with metric {metric} is not of this instance")))
 }
 
 /// Makes a route with its mark. One of ours that is already there is what was wanted.
@@ -209,18 +197,13 @@ pub(super) async fn create(
     checked_metric(mark, destination, metric)?;
     let request = complete(route, mark, destination, metric, spec).await?;
     let what = format!("add the route to {destination}");
-    match route
-        .change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &request, CALL_LIMIT)
-        .await
-    {
+    match route.change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &request, CALL_LIMIT).await {
         Ok(()) => Ok(()),
         Err(fault) if fault.errno() == Some(Errno::EEXIST) => {
             let found = dump(route).await.map_err(|fault| fault.to_action(&what))?;
             match find(&found, mark, destination, metric) {
                 Some(found) if same(found, &request) => Ok(()),
-                Some(_) => Err(ActionError::Failed(format!(
-                    "{what}: ours is there and leads elsewhere"
-                ))),
+                Some(_) => Err(ActionError::Failed(format!("{what}: ours is there and leads elsewhere"))),
                 None => Err(ActionError::Stranger(format!(
                     "another program has a route to {destination} with metric {metric}"
                 ))),

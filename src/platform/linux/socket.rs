@@ -43,13 +43,8 @@ pub(super) struct Channel {
 impl Channel {
     /// Opens a socket of a netlink protocol in the namespace of the calling thread. Needs a tokio runtime.
     pub(super) fn open(protocol: isize) -> io::Result<Self> {
-        let mut channel = Self {
-            protocol,
-            socket: None,
-            port: 0,
-            sequence: 0,
-            buffer: Zeroizing::new(vec![0; RECEIVE_BYTES]),
-        };
+        let mut channel =
+            Self { protocol, socket: None, port: 0, sequence: 0, buffer: Zeroizing::new(vec![0; RECEIVE_BYTES]) };
         channel.socket()?;
         Ok(channel)
     }
@@ -139,9 +134,7 @@ impl Channel {
         collector: &mut Collector<T, P>,
     ) -> Result<Result<(), Fault>, Fault> {
         self.socket().map_err(|error| Fault::from_io(&error))?;
-        let Some(socket) = &self.socket else {
-            unreachable!("socket() opened it")
-        };
+        let Some(socket) = &self.socket else { unreachable!("socket() opened it") };
         let io_fault = |error: io::Error| Fault::from_io(&error);
         let kernel = SocketAddr::new(0, 0);
         loop {

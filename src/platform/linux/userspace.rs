@@ -33,10 +33,7 @@ pub(super) struct Userspace {
 
 impl Userspace {
     pub(super) fn new(dir: &Path, mark: Mark) -> std::io::Result<Self> {
-        Ok(Self {
-            dir: std::path::absolute(dir)?,
-            mark,
-        })
+        Ok(Self { dir: std::path::absolute(dir)?, mark })
     }
 
     /// Makes a persistent TUN with the mark. It is down; its state is settled afterwards by the caller.
@@ -61,18 +58,9 @@ impl Userspace {
         };
         let mut objects = vec![(Key::Device(name.clone()), Observed::ours(Spec::Device(state.spec())))];
         objects.extend(state.peers.iter().map(|peer| {
-            let key = Key::Peer {
-                device: name.clone(),
-                public_key: peer.public_key,
-            };
+            let key = Key::Peer { device: name.clone(), public_key: peer.public_key };
             let stats = Some(peer.stats());
-            (
-                key,
-                Observed {
-                    stats,
-                    ..Observed::ours(Spec::Peer(peer.spec()))
-                },
-            )
+            (key, Observed { stats, ..Observed::ours(Spec::Peer(peer.spec())) })
         }));
         Ok(objects)
     }

@@ -50,13 +50,8 @@ struct Shared {
 
 impl SimKernel {
     pub fn new(node: SimNode) -> Self {
-        let shared = Shared {
-            node,
-            ..Shared::default()
-        };
-        Self {
-            shared: Arc::new(Mutex::new(shared)),
-        }
+        let shared = Shared { node, ..Shared::default() };
+        Self { shared: Arc::new(Mutex::new(shared)) }
     }
 
     /// Looks at or changes the node as somebody outside the agent would; no hint is given.
@@ -132,16 +127,12 @@ impl Shared {
     fn observe(&mut self, interest: &Interest) -> Result<Observation, ObserveError> {
         self.looks += 1;
         if self.take_fault(|fault| *fault == Fault::Blind).is_some() {
-            return Err(ObserveError {
-                what: "everything".into(),
-                reason: "simulated".into(),
-            });
+            return Err(ObserveError { what: "everything".into(), reason: "simulated".into() });
         }
         let mut seen = self.node.observe(interest);
         while let Some(Fault::CutDump(part)) = self.take_fault(|fault| matches!(fault, Fault::CutDump(_))) {
             seen.objects.retain(|key, _| key.subsystem() != part);
-            seen.coverage
-                .insert(part, Coverage::Partial("simulated interruption".into()));
+            seen.coverage.insert(part, Coverage::Partial("simulated interruption".into()));
         }
         Ok(seen)
     }

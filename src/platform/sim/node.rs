@@ -76,15 +76,13 @@ impl SimNode {
         self.objects.remove(key);
         match key {
             Key::Link(name) => {
-                self.objects
-                    .retain(|other, seen| other.link() != Some(name) && !leads_through(&seen.spec, name));
+                self.objects.retain(|other, seen| other.link() != Some(name) && !leads_through(&seen.spec, name));
                 self.holders.retain(|(device, _), _| device != name);
                 self.lose_sessions(name);
             }
             // The data plane of the device died: its peers went with it.
             Key::Device(name) => {
-                self.objects
-                    .retain(|other, _| !matches!(other, Key::Peer { device, .. } if device == name));
+                self.objects.retain(|other, _| !matches!(other, Key::Peer { device, .. } if device == name));
                 self.holders.retain(|(device, _), _| device != name);
                 self.lose_sessions(name);
             }
@@ -118,14 +116,8 @@ impl SimNode {
         };
         let objects = self.objects.iter().filter(|(key, seen)| wanted(key, seen));
         Observation {
-            coverage: interest
-                .subsystems
-                .iter()
-                .map(|part| (*part, Coverage::Whole))
-                .collect(),
-            objects: objects
-                .map(|(key, seen)| (key.clone(), with_stats(key, seen)))
-                .collect(),
+            coverage: interest.subsystems.iter().map(|part| (*part, Coverage::Whole)).collect(),
+            objects: objects.map(|(key, seen)| (key.clone(), with_stats(key, seen))).collect(),
         }
     }
 
@@ -152,11 +144,7 @@ impl SimNode {
         }
         if let Key::Link(name) = key {
             // A kernel WireGuard device exists as soon as its link does, without key and port.
-            let device = Spec::Device(DeviceSpec {
-                key: KeyPair::from_public(None),
-                listen_port: 0,
-                fwmark: 0,
-            });
+            let device = Spec::Device(DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 });
             self.objects.insert(Key::Device(name.clone()), Observed::ours(device));
         }
         self.place(key.clone(), Observed::ours(without_intent(spec)));
@@ -217,10 +205,7 @@ impl SimNode {
             let Some(public_key) = loser.filter(|loser| loser != winner) else {
                 continue;
             };
-            let key = Key::Peer {
-                device: device.clone(),
-                public_key,
-            };
+            let key = Key::Peer { device: device.clone(), public_key };
             if let Some(Spec::Peer(other)) = self.objects.get_mut(&key).map(|seen| &mut seen.spec) {
                 other.allowed_ips.remove(allowed_ip);
             }
@@ -276,28 +261,13 @@ impl SimPeer {
 /// come or go. What the update does not name stays as it is, also where the agent's picture of it is out of date.
 fn changed_peer(is: &PeerSpec, from: &PeerSpec, to: &PeerSpec) -> PeerSpec {
     let address = |peer: &PeerSpec| peer.endpoint.map(|endpoint| endpoint.address);
-    let kept = is
-        .allowed_ips
-        .iter()
-        .filter(|ip| !from.allowed_ips.contains(ip) || to.allowed_ips.contains(ip));
+    let kept = is.allowed_ips.iter().filter(|ip| !from.allowed_ips.contains(ip) || to.allowed_ips.contains(ip));
     let added = to.allowed_ips.difference(&from.allowed_ips);
     PeerSpec {
-        endpoint: if address(from) == address(to) {
-            is.endpoint
-        } else {
-            to.endpoint
-        },
-        keepalive: if from.keepalive == to.keepalive {
-            is.keepalive
-        } else {
-            to.keepalive
-        },
+        endpoint: if address(from) == address(to) { is.endpoint } else { to.endpoint },
+        keepalive: if from.keepalive == to.keepalive { is.keepalive } else { to.keepalive },
         allowed_ips: kept.chain(added).copied().collect(),
-        preshared: if from.preshared == to.preshared {
-            is.preshared
-        } else {
-            to.preshared
-        },
+        preshared: if from.preshared == to.preshared { is.preshared } else { to.preshared },
     }
 }
 

@@ -44,18 +44,11 @@ impl Step {
 pub fn parse(text: &str) -> Vec<Step> {
     let meaning = |line: &str| line.split('#').next().unwrap_or_default().trim().to_owned();
     let lines = text.lines().enumerate().map(|(at, line)| (at + 1, meaning(line)));
-    lines
-        .filter(|(_, line)| !line.is_empty())
-        .map(|(line, text)| step(line, &text))
-        .collect()
+    lines.filter(|(_, line)| !line.is_empty()).map(|(line, text)| step(line, &text)).collect()
 }
 
 fn step(line: usize, text: &str) -> Step {
-    let mut step = Step {
-        line,
-        words: Vec::new(),
-        settings: BTreeMap::new(),
-    };
+    let mut step = Step { line, words: Vec::new(), settings: BTreeMap::new() };
     for word in text.split_whitespace() {
         match word.split_once('=') {
             Some((name, value)) => drop(step.settings.insert(name.to_owned(), value.to_owned())),

@@ -124,15 +124,10 @@ impl<S: Stage> Play<S> {
     fn round(&mut self, everything: bool) {
         let keys = std::mem::take(&mut self.touched);
         let everything = std::mem::take(&mut self.everything) || everything || keys.is_empty();
-        let scope = if everything {
-            Scope::Everything
-        } else {
-            Scope::Keys(keys)
-        };
+        let scope = if everything { Scope::Everything } else { Scope::Keys(keys) };
         self.last = block_on(self.engine.round(scope));
         let done = self.last.actions.iter().filter(|record| record.result == "ok");
-        self.acted
-            .extend(done.map(|record| format!("{} {}", record.verb, record.key)));
+        self.acted.extend(done.map(|record| format!("{} {}", record.verb, record.key)));
     }
 
     /// The agent dies; another starts with what was durable, on the node as it is.
@@ -152,11 +147,7 @@ impl<S: Stage> Play<S> {
             Key::Address { .. } => Some(Spec::Address),
             Key::Link(_) | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => None,
         };
-        let mut spec = self
-            .stage
-            .see(&key)
-            .or(fresh)
-            .unwrap_or_else(|| panic!("line {}: no {key}", step.line));
+        let mut spec = self.stage.see(&key).or(fresh).unwrap_or_else(|| panic!("line {}: no {key}", step.line));
         for (name, value) in &step.settings {
             set_field(step, &mut spec, name, value);
         }
@@ -165,40 +156,17 @@ impl<S: Stage> Play<S> {
 
     fn object(&self, step: &Step, words: &[&str]) -> Key {
         let link = self.device.clone();
-        let cluster = || {
-            self.document
-                .read()
-                .unwrap()
-                .overlay()
-                .map_or(cidr("10.200.0.0/16"), |overlay| overlay.cluster)
-        };
+        let cluster =
+            || self.document.read().unwrap().overlay().map_or(cidr("10.200.0.0/16"), |overlay| overlay.cluster);
         match words {
             ["link"] => Key::Link(link),
             ["device"] => Key::Device(link),
-            ["setting"] if cluster().is_ipv4() => Key::Sysctl {
-                link,
-                setting: Setting::Ipv4RpFilter,
-            },
-            ["setting"] => Key::Sysctl {
-                link,
-                setting: Setting::Ipv6AcceptRa,
-            },
-            ["route"] => Key::Route {
-                destination: cluster(),
-                metric: mark().route_metric(),
-            },
-            ["fallback"] => Key::Route {
-                destination: cluster(),
-                metric: mark().fallback_metric(),
-            },
-            ["address", address] => Key::Address {
-                link,
-                address: parsed(step, address),
-            },
-            ["peer", name] => Key::Peer {
-                device: link,
-                public_key: named(name),
-            },
+            ["setting"] if cluster().is_ipv4() => Key::Sysctl { link, setting: Setting::Ipv4RpFilter },
+            ["setting"] => Key::Sysctl { link, setting: Setting::Ipv6AcceptRa },
+            ["route"] => Key::Route { destination: cluster(), metric: mark().route_metric() },
+            ["fallback"] => Key::Route { destination: cluster(), metric: mark().fallback_metric() },
+            ["address", address] => Key::Address { link, address: parsed(step, address) },
+            ["peer", name] => Key::Peer { device: link, public_key: named(name) },
             _ => panic!("line {}: unknown object {words:?}", step.line),
         }
     }
@@ -208,22 +176,14 @@ impl<S: Stage> Play<S> {
         match what {
             ["plan", "empty"] => {
                 let diff = block_on(self.engine.inspect()).unwrap();
-                assert!(
-                    diff.is_empty(),
-                    "line {line}: there is a difference:\n{}",
-                    diff.to_text()
-                );
+                assert!(diff.is_empty(), "line {line}: there is a difference:\n{}", diff.to_text());
             }
             ["in-sync"] => assert!(self.last.in_sync, "line {line}: not in sync: {:#?}", self.last),
             ["not", "in-sync"] => assert!(!self.last.in_sync, "line {line}: in sync: {:#?}", self.last),
             ["no", "action"] => assert!(self.acted.is_empty(), "line {line}: {:#?}", self.acted),
             ["action", verb, object @ ..] => {
                 let wanted = format!("{verb} {}", self.object(step, object));
-                assert!(
-                    self.acted.contains(&wanted),
-                    "line {line}: no {wanted} in {:#?}",
-                    self.acted
-                );
+                assert!(self.acted.contains(&wanted), "line {line}: no {wanted} in {:#?}", self.acted);
             }
             ["untouched", object @ ..] => self.expect_untouched(step, object)?,
             ["present", object @ ..] => self.expect_present(step, object),
@@ -236,10 +196,7 @@ impl<S: Stage> Play<S> {
                 assert_eq!(drift.len(), parsed::<usize>(step, count), "line {line}: {drift:#?}");
             }
             ["retry", when] => {
-                let at = self
-                    .last
-                    .again_at
-                    .map(|at| at.saturating_duration_since(self.clock.now().instant));
+                let at = self.last.again_at.map(|at| at.saturating_duration_since(self.clock.now().instant));
                 let wanted = (*when != "none").then(|| duration(when));
                 assert_eq!(at, wanted, "line {line}");
             }
@@ -261,12 +218,7 @@ impl<S: Stage> Play<S> {
         let touched: Vec<&String> = self.acted.iter().filter(|action| action.ends_with(&about)).collect();
         assert!(touched.is_empty(), "line {}: {touched:?}", step.line);
         if let Key::Peer { device, public_key } = &key {
-            assert_eq!(
-                self.stage.sessions_lost(device, public_key)?,
-                0,
-                "line {}: {key} lost a session",
-                step.line
-            );
+            assert_eq!(self.stage.sessions_lost(device, public_key)?, 0, "line {}: {key} lost a session", step.line);
         }
         Ok(())
     }
@@ -285,8 +237,7 @@ impl<S: Stage> Play<S> {
 }
 
 fn parsed<T: FromStr<Err: Display>>(step: &Step, text: &str) -> T {
-    text.parse()
-        .unwrap_or_else(|error| panic!("line {}: {text:?}: {error}", step.line))
+    text.parse().unwrap_or_else(|error| panic!("line {}: {text:?}: {error}", step.line))
 }
 
 /// The key of a peer of this name: the name itself, filled up.
@@ -309,9 +260,7 @@ fn the_edit(step: &Step) -> Edit {
         ["ensure", "overlay"] => {
             let plain = overlay();
             Edit::EnsureOverlay(OverlayRequest {
-                instance: step
-                    .setting("instance")
-                    .map_or(plain.instance.clone(), |text| parsed(step, text)),
+                instance: step.setting("instance").map_or(plain.instance.clone(), |text| parsed(step, text)),
                 cluster: step.setting("cluster").map_or(plain.cluster, |text| parsed(step, text)),
                 slice: match step.setting("slice") {
                     Some("none") => None,
@@ -325,23 +274,18 @@ fn the_edit(step: &Step) -> Edit {
         ["remove", "overlay"] => Edit::RemoveOverlay,
         ["ensure", "peer", name] => Edit::EnsurePeer(PeerRequest {
             public_key: named(name),
-            endpoint: step
-                .setting("endpoint")
-                .filter(|text| *text != "none")
-                .map(|text| parsed(step, text)),
+            endpoint: step.setting("endpoint").filter(|text| *text != "none").map(|text| parsed(step, text)),
             allowed_ips: networks(step, step.setting("ips").unwrap_or("none")),
             keepalive: step.setting("keepalive").map_or(25, |text| parsed(step, text)),
             candidates: Vec::new(),
         }),
         ["remove", "peer", name] => Edit::RemovePeer(named(name)),
-        ["ensure", "allowed-ip", name, net] => Edit::EnsureAllowedIp {
-            peer: named(name),
-            allowed_ip: parsed(step, net),
-        },
-        ["remove", "allowed-ip", name, net] => Edit::RemoveAllowedIp {
-            peer: named(name),
-            allowed_ip: parsed(step, net),
-        },
+        ["ensure", "allowed-ip", name, net] => {
+            Edit::EnsureAllowedIp { peer: named(name), allowed_ip: parsed(step, net) }
+        }
+        ["remove", "allowed-ip", name, net] => {
+            Edit::RemoveAllowedIp { peer: named(name), allowed_ip: parsed(step, net) }
+        }
         shape => panic!("line {}: unknown edit {shape:?}", step.line),
     }
 }
@@ -368,11 +312,7 @@ fn set_field(step: &Step, spec: &mut Spec, name: &str, value: &str) {
         (Spec::Device(device), "port") => device.listen_port = parsed(step, value),
         (Spec::Device(device), "fwmark") => device.fwmark = parsed(step, value),
         (Spec::Route(route), "to") => {
-            *route = if value == "unreachable" {
-                RouteSpec::Unreachable
-            } else {
-                RouteSpec::Other(value.to_owned())
-            }
+            *route = if value == "unreachable" { RouteSpec::Unreachable } else { RouteSpec::Other(value.to_owned()) }
         }
         (Spec::Peer(peer), "keepalive") => peer.keepalive = parsed(step, value),
         (Spec::Peer(peer), "ips") => peer.allowed_ips = networks(step, value),

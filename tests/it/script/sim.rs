@@ -35,11 +35,7 @@ impl Stage for SimStage {
     }
 
     fn put_stranger(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported> {
-        let stranger = Observed {
-            spec,
-            owner: Owner::Stranger("somebody else's".into()),
-            stats: None,
-        };
+        let stranger = Observed { spec, owner: Owner::Stranger("somebody else's".into()), stats: None };
         self.kernel.node(|node| node.place(key.clone(), stranger));
         Ok(())
     }
@@ -71,13 +67,10 @@ impl Stage for SimStage {
     }
 
     fn see(&self, key: &Key) -> Option<Spec> {
-        self.kernel
-            .node(|node| node.objects().get(key).map(|seen| seen.spec.clone()))
+        self.kernel.node(|node| node.objects().get(key).map(|seen| seen.spec.clone()))
     }
 
     fn sessions_lost(&self, device: &IfName, peer: &WgPublicKey) -> Result<u32, Unsupported> {
-        Ok(self
-            .kernel
-            .node(|node| node.peer(device, peer).map_or(0, |peer| peer.sessions_lost)))
+        Ok(self.kernel.node(|node| node.peer(device, peer).map_or(0, |peer| peer.sessions_lost)))
     }
 }

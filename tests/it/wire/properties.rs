@@ -12,28 +12,15 @@ use proptest::{collection::vec, option, prelude::*};
 
 /// Text with everything JSON has to escape.
 fn text() -> BoxedStrategy<String> {
-    prop_oneof![
-        "[a-z0-9.:/,=+-]{0,24}",
-        ".{0,8}",
-        Just("\u{0}\n\"\\/\u{7f}\u{2028}😀".to_owned())
-    ]
-    .boxed()
+    prop_oneof!["[a-z0-9.:/,=+-]{0,24}", ".{0,8}", Just("\u{0}\n\"\\/\u{7f}\u{2028}😀".to_owned())].boxed()
 }
 
 fn scope() -> impl Strategy<Value = PeerScope> {
-    prop_oneof![
-        Just(PeerScope::Global),
-        text().prop_map(|service| PeerScope::Service { service })
-    ]
+    prop_oneof![Just(PeerScope::Global), text().prop_map(|service| PeerScope::Service { service })]
 }
 
 fn mode() -> impl Strategy<Value = OverlayMode> {
-    prop::sample::select(vec![
-        OverlayMode::Auto,
-        OverlayMode::Shared,
-        OverlayMode::Dedicated,
-        OverlayMode::Isolated,
-    ])
+    prop::sample::select(vec![OverlayMode::Auto, OverlayMode::Shared, OverlayMode::Dedicated, OverlayMode::Isolated])
 }
 
 fn candidates() -> impl Strategy<Value = Vec<NatCandidate>> {
@@ -164,23 +151,16 @@ fn response() -> impl Strategy<Value = Response> {
         status().prop_map(Response::Status),
         nat_status().prop_map(Response::NatStatus),
         vec(text(), 0..4).prop_map(|reclaimed| Response::PrunedBridges { reclaimed }),
-        (
-            text(),
-            mode(),
-            option::of(text()),
-            any::<Option<u16>>(),
-            any::<Option<IpAddr>>()
-        )
-            .prop_map(
-                |(name, mode, wg_public_key, wg_port, overlay_ip)| Response::ServiceOverlay(ServiceOverlay {
-                    subnet: wg_public_key.clone(),
-                    name,
-                    mode,
-                    wg_public_key,
-                    wg_port,
-                    overlay_ip,
-                })
-            ),
+        (text(), mode(), option::of(text()), any::<Option<u16>>(), any::<Option<IpAddr>>()).prop_map(
+            |(name, mode, wg_public_key, wg_port, overlay_ip)| Response::ServiceOverlay(ServiceOverlay {
+                subnet: wg_public_key.clone(),
+                name,
+                mode,
+                wg_public_key,
+                wg_port,
+                overlay_ip,
+            })
+        ),
         text().prop_map(|message| Response::Err { message }),
     ]
 }
@@ -209,11 +189,7 @@ fn read_in_pieces(stream: &[u8], sizes: &[usize]) -> Result<Vec<Vec<u8>>, Oversi
         }
         assert!(piece.is_empty(), "a reader that wants more has taken all");
         // A vector of bytes starts at a capacity of eight.
-        assert!(
-            reader.held() <= (2 * received).max(8),
-            "{} bytes held after {received}",
-            reader.held()
-        );
+        assert!(reader.held() <= (2 * received).max(8), "{} bytes held after {received}", reader.held());
     }
     assert!(!reader.is_inside_a_frame());
     Ok(bodies)
@@ -265,11 +241,7 @@ fn a_length_is_refused_before_a_byte_of_the_body_is_kept() {
     let mut reader = FrameReader::default();
     let mut input: &[u8] = &[length.to_le_bytes().as_slice(), b"{}"].concat();
     assert_eq!(reader.feed(&mut input), Err(Oversized { length }));
-    assert_eq!(
-        reader.feed(&mut input),
-        Err(Oversized { length }),
-        "there is no way back into step"
-    );
+    assert_eq!(reader.feed(&mut input), Err(Oversized { length }), "there is no way back into step");
     assert_eq!(reader.held(), 0);
 }
 
@@ -281,10 +253,7 @@ fn the_largest_frame_is_accepted_and_an_announced_one_costs_nothing() {
     assert_eq!(reader.held(), 0);
     assert!(reader.is_inside_a_frame());
     let body = vec![b' '; FRAME_MAX];
-    assert_eq!(
-        reader.feed(&mut body.as_slice()).unwrap().map(|body| body.len()),
-        Some(FRAME_MAX)
-    );
+    assert_eq!(reader.feed(&mut body.as_slice()).unwrap().map(|body| body.len()), Some(FRAME_MAX));
     assert_eq!(reader.held(), 0);
 }
 
@@ -297,12 +266,7 @@ fn an_empty_body_is_a_frame_and_no_json() {
 
 #[test]
 fn an_answer_of_exactly_the_limit_is_encoded_and_one_byte_more_is_not() {
-    let err = |length: usize| Frame::Response {
-        id: 1,
-        response: Response::Err {
-            message: "m".repeat(length),
-        },
-    };
+    let err = |length: usize| Frame::Response { id: 1, response: Response::Err { message: "m".repeat(length) } };
     let envelope = encode(&err(0)).unwrap().len() - 4;
     assert_eq!(encode(&err(FRAME_MAX - envelope)).unwrap().len(), FRAME_MAX + 4);
     assert_eq!(encode(&err(FRAME_MAX - envelope + 1)), Err(TooLarge));

@@ -20,17 +20,11 @@ use crate::{
 fn a_flag_beats_the_environment_which_beats_the_file() {
     isolated(|| {
         let file = "/run/overlayd.toml";
-        fs::write(
-            file,
-            "metrics_listen = \"127.0.0.1:9701\"\nlog = \"debug\"\nconnections_max = 3\n",
-        )
-        .unwrap();
+        fs::write(file, "metrics_listen = \"127.0.0.1:9701\"\nlog = \"debug\"\nconnections_max = 3\n").unwrap();
         for (port, from) in [(9701, "file"), (9702, "environment"), (9703, "flag")] {
             let mut agent = Agent::without_device(from);
             let mut command = agent.overlayd();
-            command
-                .args(["run", "--data-plane", "kernel", "--config", file, "--socket"])
-                .arg(agent.socket());
+            command.args(["run", "--data-plane", "kernel", "--config", file, "--socket"]).arg(agent.socket());
             if port > 9701 {
                 command.env("OVERLAYD_METRICS_LISTEN", "127.0.0.1:9702");
             }
@@ -42,11 +36,8 @@ fn a_flag_beats_the_environment_which_beats_the_file() {
             agent.metrics_port = port;
             agent.wait_ready();
             assert!(agent.log().contains("DEBUG"), "the rest of the file holds: {from}");
-            nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(child.id().try_into().unwrap()),
-                Signal::SIGTERM,
-            )
-            .unwrap();
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM)
+                .unwrap();
             assert!(child.wait().unwrap().success());
         }
     });
@@ -59,10 +50,7 @@ fn a_bad_setting_is_named_and_nothing_is_started() {
         let attempt = |file: &str, arguments: &[&str]| {
             fs::write("/run/overlayd.toml", file).unwrap();
             let mut command = agent.overlayd();
-            command
-                .args(["run", "--config", "/run/overlayd.toml", "--socket"])
-                .arg(agent.socket())
-                .args(arguments);
+            command.args(["run", "--config", "/run/overlayd.toml", "--socket"]).arg(agent.socket()).args(arguments);
             let output = command.output().unwrap();
             let text = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(1), "{file} {arguments:?}: {text}");
@@ -77,11 +65,7 @@ fn a_bad_setting_is_named_and_nothing_is_started() {
             ("data_plane = \"magic\"", &[], &["magic", "auto, kernel or userspace"]),
             ("log_format = \"xml\"", &[], &["xml", "human or json"]),
             ("log = \"a=b=c\"", &[], &["a=b=c"]),
-            (
-                "socket_group = \"no-such-group\"",
-                &[],
-                &["no-such-group", "no such group"],
-            ),
+            ("socket_group = \"no-such-group\"", &[], &["no-such-group", "no such group"]),
             ("allowed_uids = [-1]", &[], &["allowed_uids"]),
             ("[", &[], &["/run/overlayd.toml"]),
             ("", &["--metrics-listen", "x"], &["--metrics-listen"]),
@@ -91,10 +75,7 @@ fn a_bad_setting_is_named_and_nothing_is_started() {
         for (file, arguments, words) in bad {
             let text = attempt(file, arguments);
             for word in words {
-                assert!(
-                    text.contains(word),
-                    "{file} {arguments:?}: {text:?} does not say {word:?}"
-                );
+                assert!(text.contains(word), "{file} {arguments:?}: {text:?} does not say {word:?}");
             }
         }
         assert!(!agent.state_dir().exists(), "nothing was made");
@@ -155,21 +136,13 @@ fn as_nobody(desired: &[u8], observed: &[u8], expected: &str) {
     fs::write("/run/files/observed.json", observed).unwrap();
     fs::set_permissions("/run/files", fs::Permissions::from_mode(0o755)).unwrap();
     let compare = |command: &mut Command| {
-        let files = [
-            "diff",
-            "--desired",
-            "/run/files/desired.json",
-            "--observed",
-            "/run/files/observed.json",
-        ];
+        let files = ["diff", "--desired", "/run/files/desired.json", "--observed", "/run/files/observed.json"];
         command.env_clear().args(files).output()
     };
     let binary = env!("CARGO_BIN_EXE_overlayd");
     let own = compare(&mut Command::new(binary)).unwrap();
     let output = compare(Command::new(binary).uid(65534).gid(65534)).unwrap_or_else(|error| {
-        skip_part(&format!(
-            "cannot run as nobody ({error}); compared as the test's own user"
-        ));
+        skip_part(&format!("cannot run as nobody ({error}); compared as the test's own user"));
         own
     });
     assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -177,9 +150,6 @@ fn as_nobody(desired: &[u8], observed: &[u8], expected: &str) {
 }
 
 fn ip(arguments: &[&str]) {
-    let output = Command::new("ip")
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| panic!("ip: {error}"));
+    let output = Command::new("ip").args(arguments).output().unwrap_or_else(|error| panic!("ip: {error}"));
     assert!(output.status.success(), "{output:?}");
 }

@@ -28,10 +28,7 @@ fn setup_with_credentials() -> Request {
             username: "somebody".into(),
             credential: TURN.into(),
         }],
-        relay_server: Some(RelayServer {
-            auth_credential: Some(RELAY.into()),
-            ..RelayServer::default()
-        }),
+        relay_server: Some(RelayServer { auth_credential: Some(RELAY.into()), ..RelayServer::default() }),
         ..NatConfig::default()
     };
     let Request::SetupGlobalOverlay {
@@ -60,11 +57,8 @@ fn setup_with_credentials() -> Request {
 #[test]
 fn no_secret_is_in_anything_that_the_agent_says() {
     isolated(|| {
-        let mut agent = if has_device("secrets on their way to a device") {
-            Agent::new("a")
-        } else {
-            Agent::without_device("a")
-        };
+        let mut agent =
+            if has_device("secrets on their way to a device") { Agent::new("a") } else { Agent::without_device("a") };
         agent.arguments.extend(["--log", "trace"].map(String::from));
         agent.environment.push(("RUST_LOG".into(), "trace".into()));
         // An operator who wants to see what the device process says makes this file.
@@ -91,22 +85,14 @@ fn no_secret_is_in_anything_that_the_agent_says() {
             assert!(status != 1, "{arguments:?}: {text}");
             said.push((arguments.join(" "), text));
         }
-        for arguments in [
-            &["observe"][..],
-            &["store", "check"],
-            &["store", "check", "--json"],
-            &["store", "export"],
-        ] {
+        for arguments in [&["observe"][..], &["store", "check"], &["store", "check", "--json"], &["store", "export"]] {
             let output = agent.command(arguments);
             let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
             said.push((arguments.join(" "), text));
         }
         said.push(("metrics".into(), agent.metrics()));
         said.push(("process list".into(), process_list(&agent)));
-        said.push((
-            "log of the device process".into(),
-            fs::read_to_string(&device_log).unwrap(),
-        ));
+        said.push(("log of the device process".into(), fs::read_to_string(&device_log).unwrap()));
         agent.terminate();
         let log = agent.log();
         assert!(
@@ -179,11 +165,7 @@ fn process_list(agent: &Agent<'_>) -> String {
 fn the_metrics_page_has_every_promised_name_and_promtool_accepts_it() {
     isolated(|| {
         let with_device = has_device("figures about peers");
-        let agent = running(if with_device {
-            Agent::new("a")
-        } else {
-            Agent::without_device("a")
-        });
+        let agent = running(if with_device { Agent::new("a") } else { Agent::without_device("a") });
         let names = [
             "overlayd_in_sync",
             "overlayd_reconcile_total",
@@ -202,38 +184,25 @@ fn the_metrics_page_has_every_promised_name_and_promtool_accepts_it() {
         ];
         let page = agent.metrics();
         let is_there = |page: &str, name: &str| {
-            page.lines()
-                .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
+            page.lines().any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
         };
         for name in names {
-            assert!(
-                is_there(&page, name),
-                "{name} is missing before the first edit:\n{page}"
-            );
+            assert!(is_there(&page, name), "{name} is missing before the first edit:\n{page}");
         }
         agent.request(setup("a"));
         agent.request(add_peer(1));
         agent.look_again();
         let page = agent.metrics();
         if with_device {
-            for name in [
-                "wireguard_sent_bytes_total",
-                "wireguard_received_bytes_total",
-                "wireguard_latest_handshake_seconds",
-            ] {
+            for name in
+                ["wireguard_sent_bytes_total", "wireguard_received_bytes_total", "wireguard_latest_handshake_seconds"]
+            {
                 assert!(is_there(&page, name), "{name} is missing:\n{page}");
             }
         }
         promtool(&page);
-        for (path, status) in [
-            ("/healthz", "200 OK"),
-            ("/readyz", "200 OK"),
-            ("/other", "404 Not Found"),
-        ] {
-            assert!(
-                agent.page(path).unwrap().starts_with(&format!("HTTP/1.1 {status}")),
-                "{path}"
-            );
+        for (path, status) in [("/healthz", "200 OK"), ("/readyz", "200 OK"), ("/other", "404 Not Found")] {
+            assert!(agent.page(path).unwrap().starts_with(&format!("HTTP/1.1 {status}")), "{path}");
         }
     });
 }
@@ -253,10 +222,7 @@ fn promtool(page: &str) {
     let output = promtool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}");
-    println!(
-        "MEASURED: promtool accepts {} lines without a word",
-        page.lines().count()
-    );
+    println!("MEASURED: promtool accepts {} lines without a word", page.lines().count());
     well_formed(page);
 }
 
@@ -295,11 +261,8 @@ fn pages_that_are_asked_for_at_once_count_every_byte_once() {
                     let probe = || {
                         let mut page = String::new();
                         let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-                        write!(
-                            stream,
-                            "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-                        )
-                        .unwrap();
+                        write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                            .unwrap();
                         std::io::Read::read_to_string(&mut stream, &mut page).unwrap();
                         page
                     };
@@ -308,11 +271,7 @@ fn pages_that_are_asked_for_at_once_count_every_byte_once() {
             })
             .collect();
         for page in scrapers.into_iter().flat_map(|thread| thread.join().unwrap()) {
-            assert_eq!(
-                page.matches("wireguard_sent_bytes_total{").count(),
-                99,
-                "no page is seen half filled"
-            );
+            assert_eq!(page.matches("wireguard_sent_bytes_total{").count(), 99, "no page is seen half filled");
         }
     });
 }

@@ -35,20 +35,11 @@ fn every_bad_frame_gets_its_answer_and_the_next_client_is_served() {
             let (mut bad, mut other) = (agent.raw(), agent.raw());
             bad.bytes(bytes).unwrap();
             assert_eq!(bad.next(), None, "{reason}");
-            agent.wait_for("the connection to be counted", |agent| {
-                agent.metric(&series) == before + 1.0
-            });
-            assert_eq!(
-                other.answer(1, Request::Status)["result"],
-                "status",
-                "others are not concerned"
-            );
+            agent.wait_for("the connection to be counted", |agent| agent.metric(&series) == before + 1.0);
+            assert_eq!(other.answer(1, Request::Status)["result"], "status", "others are not concerned");
         }
         let refused: [(Value, &str); 6] = [
-            (
-                json!({"frame": "request", "id": 7, "request": {"op": "fly"}}),
-                "unknown op \"fly\"",
-            ),
+            (json!({"frame": "request", "id": 7, "request": {"op": "fly"}}), "unknown op \"fly\""),
             (
                 json!({"frame": "request", "id": 7, "request": {"op": "add_edge_peer", "name": "x"}}),
                 "unknown op \"add_edge_peer\"",
@@ -58,38 +49,20 @@ fn every_bad_frame_gets_its_answer_and_the_next_client_is_served() {
                 "field \"node_id\"",
             ),
             (json!({"frame": "request", "id": 7, "request": 5}), "field \"request\""),
-            (
-                json!({"frame": "response", "id": 7, "response": {"result": "ok"}}),
-                "takes requests only",
-            ),
+            (json!({"frame": "response", "id": 7, "response": {"result": "ok"}}), "takes requests only"),
             (json!({"frame": "song", "id": 7}), "unknown frame"),
         ];
         let mut client = agent.raw();
         for (frame, words) in refused {
             client.body(frame.to_string().as_bytes());
             let answer = client.next().expect("the connection stays");
-            assert_eq!(
-                (&answer["id"], &answer["response"]["result"]),
-                (&json!(7), &json!("err")),
-                "{answer}"
-            );
-            assert!(
-                answer["response"]["message"].as_str().unwrap().contains(words),
-                "{answer}"
-            );
+            assert_eq!((&answer["id"], &answer["response"]["result"]), (&json!(7), &json!("err")), "{answer}");
+            assert!(answer["response"]["message"].as_str().unwrap().contains(words), "{answer}");
         }
-        for silent in [
-            json!({"frame": "event", "event": "peer_health_changed"}),
-            json!([]),
-            json!(null),
-        ] {
+        for silent in [json!({"frame": "event", "event": "peer_health_changed"}), json!([]), json!(null)] {
             client.body(silent.to_string().as_bytes());
         }
-        assert_eq!(
-            client.answer(8, Request::Status)["result"],
-            "status",
-            "what has no id is passed over"
-        );
+        assert_eq!(client.answer(8, Request::Status)["result"], "status", "what has no id is passed over");
     });
 }
 
@@ -101,18 +74,10 @@ fn requests_of_later_versions_are_refused_by_name() {
         let handle = AttachHandle::GuestManaged { id: "g".into() };
         let service = || "web".to_owned();
         let later = [
-            Request::SetupServiceOverlay {
-                service: service(),
-                mode: OverlayMode::Auto,
-            },
+            Request::SetupServiceOverlay { service: service(), mode: OverlayMode::Auto },
             Request::TeardownServiceOverlay { service: service() },
-            Request::AllocateIp {
-                service: service(),
-                join_global: false,
-            },
-            Request::ReleaseIp {
-                ip: "10.200.1.9".parse().unwrap(),
-            },
+            Request::AllocateIp { service: service(), join_global: false },
+            Request::ReleaseIp { ip: "10.200.1.9".parse().unwrap() },
             Request::AttachContainer {
                 handle: handle.clone(),
                 service: service(),
@@ -123,21 +88,13 @@ fn requests_of_later_versions_are_refused_by_name() {
                 dns_domain: None,
             },
             Request::DetachContainer { handle },
-            Request::PruneOrphanBridges {
-                live_bridge_names: Vec::new(),
-            },
-            Request::AddPeer {
-                peer: peer(1),
-                scope: PeerScope::Service { service: service() },
-            },
+            Request::PruneOrphanBridges { live_bridge_names: Vec::new() },
+            Request::AddPeer { peer: peer(1), scope: PeerScope::Service { service: service() } },
         ];
         for request in later {
             let op = request.op();
             let message = agent.refused(request);
-            assert!(
-                message.starts_with("not built yet: ") && message.contains(op),
-                "{message}"
-            );
+            assert!(message.starts_with("not built yet: ") && message.contains(op), "{message}");
         }
         assert_eq!(agent.generation(), before);
     });
@@ -187,46 +144,17 @@ fn bad_values() -> Vec<(Request, &'static str, &'static str)> {
     ] {
         bad.push((with(&|value| value[field] = json!(text)), field, advice));
     }
-    bad.push((
-        with(&|value| value["deployment"] = json!("x".repeat(256))),
-        "deployment",
-        "1 to 255 bytes",
-    ));
-    bad.push((
-        with(&|value| value["slice_cidr"] = json!("10.201.1.0/24")),
-        "slice",
-        "send a slice of that network",
-    ));
-    bad.push((
-        with(&|value| value["slice_cidr"] = json!("fd00::/64")),
-        "slice",
-        "send a slice of that network",
-    ));
-    bad.push((
-        with(&|value| value["slice_cidr"] = json!("10.200.1.1/32")),
-        "10.200.1.1/32",
-        "send a prefix shorter",
-    ));
-    bad.push((
-        with(&|value| value["cluster_cidr"] = json!("10.200.0.0/32")),
-        "10.200.0.0/32",
-        "send a prefix shorter",
-    ));
+    bad.push((with(&|value| value["deployment"] = json!("x".repeat(256))), "deployment", "1 to 255 bytes"));
+    bad.push((with(&|value| value["slice_cidr"] = json!("10.201.1.0/24")), "slice", "send a slice of that network"));
+    bad.push((with(&|value| value["slice_cidr"] = json!("fd00::/64")), "slice", "send a slice of that network"));
+    bad.push((with(&|value| value["slice_cidr"] = json!("10.200.1.1/32")), "10.200.1.1/32", "send a prefix shorter"));
+    bad.push((with(&|value| value["cluster_cidr"] = json!("10.200.0.0/32")), "10.200.0.0/32", "send a prefix shorter"));
     bad.push((with(&|value| value["wg_port"] = json!(0)), "port", "send a port from 1"));
     let nat = |nat: NatConfig| with(&|value| value["nat"] = serde_json::to_value(&nat).unwrap());
-    let many = NatConfig {
-        stun_servers: vec!["s:1".into(); 1000],
-        ..NatConfig::default()
-    };
+    let many = NatConfig { stun_servers: vec!["s:1".into(); 1000], ..NatConfig::default() };
     bad.push((nat(many), "stun_servers", "send fewer"));
-    let turn = TurnServer {
-        credential: "x".repeat(5000).into(),
-        ..TurnServer::default()
-    };
-    let long = NatConfig {
-        turn_servers: vec![turn],
-        ..NatConfig::default()
-    };
+    let turn = TurnServer { credential: "x".repeat(5000).into(), ..TurnServer::default() };
+    let long = NatConfig { turn_servers: vec![turn], ..NatConfig::default() };
     bad.push((nat(long), "turn_servers", "send shorter"));
     bad.extend(bad_peers());
     bad.extend(bad_names());
@@ -237,10 +165,7 @@ fn bad_peers() -> Vec<(Request, &'static str, &'static str)> {
     let add = |change: &dyn Fn(&mut PeerSpec)| {
         let mut peer = peer(1);
         change(&mut peer);
-        Request::AddPeer {
-            peer,
-            scope: PeerScope::Global,
-        }
+        Request::AddPeer { peer, scope: PeerScope::Global }
     };
     let key = "must be base64 of";
     let mut bad = vec![
@@ -253,20 +178,9 @@ fn bad_peers() -> Vec<(Request, &'static str, &'static str)> {
             "public_key",
             "all zeros",
         ),
-        (
-            add(&|peer| peer.persistent_keepalive_secs = 65536),
-            "persistent_keepalive_secs",
-            "from 0 to 65535",
-        ),
+        (add(&|peer| peer.persistent_keepalive_secs = 65536), "persistent_keepalive_secs", "from 0 to 65535"),
         (Request::SetLocalWgPubkey { pubkey: "x".into() }, "pubkey", key),
-        (
-            Request::RemovePeer {
-                pubkey: "x".into(),
-                scope: PeerScope::Global,
-            },
-            "pubkey",
-            key,
-        ),
+        (Request::RemovePeer { pubkey: "x".into(), scope: PeerScope::Global }, "pubkey", key),
     ];
     for (endpoint, advice) in [
         ("192.0.2.1", "must be HOST:PORT"),
@@ -292,11 +206,8 @@ fn bad_peers() -> Vec<(Request, &'static str, &'static str)> {
     ] {
         bad.push((add(&|peer| peer.allowed_ips = networks.into()), "allowed_ips", advice));
     }
-    let allow = |pubkey: String, cidr: &str| Request::AddAllowedIp {
-        pubkey,
-        cidr: cidr.into(),
-        scope: PeerScope::Global,
-    };
+    let allow =
+        |pubkey: String, cidr: &str| Request::AddAllowedIp { pubkey, cidr: cidr.into(), scope: PeerScope::Global };
     bad.push((allow(peer_key(1), "10.0.0.0/99"), "cidr", "must be ADDRESS/PREFIX"));
     bad.push((allow(peer_key(1), "10.0.0.0/8"), "public key", "add the peer first"));
     bad
@@ -325,15 +236,7 @@ fn bad_names() -> Vec<(Request, &'static str, &'static str)> {
         ("a\0", "may hold only letters"),
     ] {
         let zone = zone.to_owned();
-        bad.push((
-            Request::WriteScopedResolver {
-                zone: zone.clone(),
-                node_ip: ip,
-                port: None,
-            },
-            "zone",
-            advice,
-        ));
+        bad.push((Request::WriteScopedResolver { zone: zone.clone(), node_ip: ip, port: None }, "zone", advice));
         bad.push((Request::RemoveScopedResolver { zone }, "zone", advice));
     }
     bad
@@ -362,16 +265,9 @@ fn a_frame_that_is_not_completed_in_time_is_closed_and_a_slow_but_steady_client_
         }
         for end in ended {
             let end = end.expect("closed");
-            assert!(
-                end >= FRAME_COMPLETE_WITHIN && end < FRAME_COMPLETE_WITHIN + Duration::from_secs(2),
-                "{end:?}"
-            );
+            assert!(end >= FRAME_COMPLETE_WITHIN && end < FRAME_COMPLETE_WITHIN + Duration::from_secs(2), "{end:?}");
         }
-        assert_eq!(
-            idle.answer(1, Request::Status)["result"],
-            "status",
-            "an idle connection may stay"
-        );
+        assert_eq!(idle.answer(1, Request::Status)["result"], "status", "an idle connection may stay");
         println!("MEASURED: half frames closed after {ended:?}; {answered} answers to another client meanwhile");
     });
 }
@@ -392,17 +288,11 @@ fn a_thousand_idle_connections_do_not_keep_a_new_client_out() {
         }
         let mut open = 1000;
         let settled = within(PATIENCE, || {
-            open = idle
-                .iter_mut()
-                .filter_map(|raw| (!raw.is_closed()).then_some(()))
-                .count();
+            open = idle.iter_mut().filter_map(|raw| (!raw.is_closed()).then_some(())).count();
             open <= 256
         });
         assert!(settled, "{open} are open");
-        assert!(
-            !idle.last_mut().unwrap().is_closed(),
-            "the longest idle ones were closed, not the newest"
-        );
+        assert!(!idle.last_mut().unwrap().is_closed(), "the longest idle ones were closed, not the newest");
         assert_eq!(idle.last_mut().unwrap().answer(1, Request::Status)["result"], "status");
         assert!(slowest < Duration::from_secs(1), "{slowest:?}");
         assert!(agent.metric("overlayd_connections ") <= 256.0);
@@ -433,15 +323,9 @@ fn a_low_descriptor_limit_leaves_the_agent_alive_and_able_to_keep_edits() {
             assert!(waited < Duration::from_secs(5), "{waited:?}");
             agent.must(Request::Status);
             let name = "still.here".to_owned();
-            agent.must(Request::RegisterDns {
-                name,
-                ip: "10.200.1.5".parse().unwrap(),
-            });
+            agent.must(Request::RegisterDns { name, ip: "10.200.1.5".parse().unwrap() });
             assert!(agent.is_running());
-            let open = idle
-                .iter_mut()
-                .filter_map(|raw| (!raw.is_closed()).then_some(()))
-                .count();
+            let open = idle.iter_mut().filter_map(|raw| (!raw.is_closed()).then_some(())).count();
             let failed = agent.metric("overlayd_accept_errors_total");
             let complaints = agent.log().matches("cannot accept a connection").count();
             assert!(complaints <= 3, "{complaints} lines of log");
@@ -485,21 +369,14 @@ fn unfinished_frames_of_the_largest_size_hold_bounded_memory() {
         let begun = Instant::now();
         // A request in two pieces: there must be room for it as well.
         let mut split = agent.raw();
-        let frame = encode(&Frame::Request {
-            id: 1,
-            request: Request::Status,
-        })
-        .unwrap();
+        let frame = encode(&Frame::Request { id: 1, request: Request::Status }).unwrap();
         let (first, second) = frame.split_at(frame.len() / 2);
         split.bytes(first).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         split.bytes(second).unwrap();
         assert_eq!(split.next().expect("an answer")["response"]["result"], "status");
         let waited = begun.elapsed();
-        let open = held
-            .iter_mut()
-            .filter_map(|raw| (!raw.is_closed()).then_some(()))
-            .count();
+        let open = held.iter_mut().filter_map(|raw| (!raw.is_closed()).then_some(())).count();
         let grown = (peak - before) / MEBIBYTE;
         assert!(grown < 160, "{grown} MiB");
         println!(
@@ -530,16 +407,7 @@ fn a_client_that_asks_and_does_not_read_holds_little_memory_and_blocks_nobody() 
         for raw in &mut deaf {
             raw.stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
             for id in 0..2000 {
-                if raw
-                    .bytes(
-                        &encode(&Frame::Request {
-                            id,
-                            request: Request::Status,
-                        })
-                        .unwrap(),
-                    )
-                    .is_err()
-                {
+                if raw.bytes(&encode(&Frame::Request { id, request: Request::Status }).unwrap()).is_err() {
                     break;
                 }
             }
@@ -585,9 +453,7 @@ fn pipelined_requests_are_applied_in_order_and_each_is_answered_with_its_id() {
         for id in 1..=200 {
             client.request(id, Request::SetLocalNodeId { node_id: 1000 + id });
         }
-        let mut ids: Vec<u64> = (1..=200)
-            .map(|_| client.next().unwrap()["id"].as_u64().unwrap())
-            .collect();
+        let mut ids: Vec<u64> = (1..=200).map(|_| client.next().unwrap()["id"].as_u64().unwrap()).collect();
         ids.sort_unstable();
         assert_eq!(ids, (1..=200).collect::<Vec<_>>());
         let export: Value = serde_json::from_slice(&agent.command(&["store", "export"]).stdout).unwrap();
@@ -610,9 +476,7 @@ fn a_client_that_dies_in_the_middle_of_a_request_harms_nobody() {
             drop(half);
         }
         agent.wait_for("the edits to be kept", |agent| agent.generation() == before + 50);
-        agent.wait_for("the connections to be gone", |agent| {
-            agent.metric("overlayd_connections ") == 0.0
-        });
+        agent.wait_for("the connections to be gone", |agent| agent.metric("overlayd_connections ") == 0.0);
     });
 }
 
@@ -642,17 +506,9 @@ fn a_status_is_answered_in_milliseconds_while_another_request_waits_for_a_hung_d
         let answer = slow.next().unwrap();
         let took = begun.elapsed();
         assert_eq!(answer["id"], 1);
-        assert!(
-            answer["response"]["message"]
-                .as_str()
-                .unwrap()
-                .contains("not in effect yet"),
-            "{answer}"
-        );
+        assert!(answer["response"]["message"].as_str().unwrap().contains("not in effect yet"), "{answer}");
         nix::sys::signal::kill(device, nix::sys::signal::Signal::SIGCONT).unwrap();
-        agent.wait_for("the peer to be there after all", |agent| {
-            agent.look_again()["in_sync"] == true
-        });
+        agent.wait_for("the peer to be there after all", |agent| agent.look_again()["in_sync"] == true);
         times.sort_unstable();
         let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
         assert!(median < Duration::from_millis(10), "{median:?}");
@@ -672,10 +528,7 @@ fn only_the_users_that_are_allowed_may_speak() {
         agent.wait_ready();
         let mut client = agent.raw();
         assert_eq!(client.next(), None, "turned away");
-        assert_eq!(
-            agent.metric("overlayd_connections_closed_total{reason=\"not allowed\"}"),
-            1.0
-        );
+        assert_eq!(agent.metric("overlayd_connections_closed_total{reason=\"not allowed\"}"), 1.0);
         assert!(agent.log().contains("turned away"));
         agent.terminate();
         agent.arguments.extend(["--allowed-gids", "7,0"].map(String::from));

@@ -21,19 +21,12 @@ fn a_driving_daemon_that_says_everything_a_hundred_times_changes_nothing() {
     isolated(|| {
         need_tun();
         let agent = running(Agent::new("a"));
-        let sequence = [
-            Request::SetLocalNodeId { node_id: 7 },
-            Request::SetLocalWgPubkey { pubkey: peer_key(9) },
-            setup("a"),
-        ];
+        let sequence =
+            [Request::SetLocalNodeId { node_id: 7 }, Request::SetLocalWgPubkey { pubkey: peer_key(9) }, setup("a")];
         for request in &sequence {
             agent.must(request.clone());
         }
-        let before = (
-            agent.generation(),
-            agent.metric("overlayd_actions_total{"),
-            agent.status(),
-        );
+        let before = (agent.generation(), agent.metric("overlayd_actions_total{"), agent.status());
         for _ in 0..100 {
             for request in &sequence {
                 let response = agent.must(request.clone());
@@ -42,11 +35,7 @@ fn a_driving_daemon_that_says_everything_a_hundred_times_changes_nothing() {
                 }
             }
         }
-        let after = (
-            agent.generation(),
-            agent.metric("overlayd_actions_total{"),
-            agent.status(),
-        );
+        let after = (agent.generation(), agent.metric("overlayd_actions_total{"), agent.status());
         assert_eq!(before, after);
         assert_ne!(agent.status().public_key, Some(peer_key(9)), "the claim is not our key");
         println!(
@@ -59,15 +48,9 @@ fn a_driving_daemon_that_says_everything_a_hundred_times_changes_nothing() {
 #[test]
 fn the_order_of_requests_from_two_connections_does_not_matter() {
     isolated(|| {
-        let dns = |n: u8| Request::RegisterDns {
-            name: format!("n{n}.zone"),
-            ip: [10, 200, 1, n].into(),
-        };
+        let dns = |n: u8| Request::RegisterDns { name: format!("n{n}.zone"), ip: [10, 200, 1, n].into() };
         let ours = [vec![setup("a")], (1..20).map(add_peer).collect()].concat();
-        let others: Vec<Request> = (1..20)
-            .map(dns)
-            .chain([Request::SetLocalNodeId { node_id: 3 }])
-            .collect();
+        let others: Vec<Request> = (1..20).map(dns).chain([Request::SetLocalNodeId { node_id: 3 }]).collect();
         let mut documents = Vec::new();
         for round in 0..4 {
             let agent = running(Agent::without_device(&format!("a{round}")));
@@ -89,10 +72,7 @@ fn the_order_of_requests_from_two_connections_does_not_matter() {
             documents.push(without_history(serde_json::from_slice(&export.stdout).unwrap()));
         }
         assert!(documents[0].to_string().contains("n19.zone"), "{}", documents[0]);
-        assert!(
-            documents.iter().all(|document| *document == documents[0]),
-            "{documents:#?}"
-        );
+        assert!(documents.iter().all(|document| *document == documents[0]), "{documents:#?}");
     });
 }
 
@@ -112,17 +92,9 @@ fn without_history(mut export: Value) -> Value {
     fn strip(value: &mut Value) {
         match value {
             Value::Object(fields) => {
-                for name in [
-                    "since",
-                    "endpoint_since",
-                    "generation",
-                    "settled",
-                    "node_key",
-                    "crc",
-                    "sha",
-                    "checksum",
-                    "at",
-                ] {
+                for name in
+                    ["since", "endpoint_since", "generation", "settled", "node_key", "crc", "sha", "checksum", "at"]
+                {
                     fields.remove(name);
                 }
                 fields.retain(|name, _| name != "node-key");
@@ -142,9 +114,7 @@ fn a_second_process_is_told_what_stands_in_its_way() {
         let mut first = running(Agent::without_device("a"));
         let mut second = Agent::without_device("b");
         second.metrics_port = 9587;
-        second
-            .arguments
-            .extend(["--state-dir".to_owned(), first.state_dir().display().to_string()]);
+        second.arguments.extend(["--state-dir".to_owned(), first.state_dir().display().to_string()]);
         let refused = |agent: &Agent<'_>| {
             let output = agent.run_command().output().unwrap();
             assert_eq!(output.status.code(), Some(1));
@@ -153,25 +123,13 @@ fn a_second_process_is_told_what_stands_in_its_way() {
         let text = refused(&second);
         assert!(text.contains("/run/a/state") && text.contains("another"), "{text}");
         second.arguments.truncate(2);
-        second
-            .arguments
-            .extend(["--socket".to_owned(), first.socket().display().to_string()]);
+        second.arguments.extend(["--socket".to_owned(), first.socket().display().to_string()]);
         let mut command = second.overlayd();
-        let output = command.args([
-            "run",
-            "--data-plane",
-            "kernel",
-            "--metrics-listen",
-            "127.0.0.1:9587",
-            "--socket",
-        ]);
+        let output = command.args(["run", "--data-plane", "kernel", "--metrics-listen", "127.0.0.1:9587", "--socket"]);
         let output = output.arg(first.socket()).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1));
-        assert!(
-            text.contains("another process listens on /run/a/run/overlayd.sock"),
-            "{text}"
-        );
+        assert!(text.contains("another process listens on /run/a/run/overlayd.sock"), "{text}");
         assert!(first.is_running());
         first.must(Request::Status);
     });
@@ -183,10 +141,7 @@ fn a_stale_socket_is_replaced_and_anything_else_at_its_place_is_left_alone() {
         let mut agent = Agent::without_device("a");
         agent.start();
         agent.kill();
-        assert!(
-            fs::metadata(agent.socket()).unwrap().file_type().is_socket(),
-            "a killed agent leaves its socket"
-        );
+        assert!(fs::metadata(agent.socket()).unwrap().file_type().is_socket(), "a killed agent leaves its socket");
         agent.start();
         agent.must(Request::Status);
         fs::remove_file(agent.socket()).unwrap();
@@ -231,11 +186,7 @@ fn nobody_else_can_read_what_the_agent_keeps() {
 fn a_damaged_store_keeps_the_agent_from_starting_until_it_is_mended() {
     isolated(|| {
         let with_device = has_device("a start on a damaged store leaves the device alone");
-        let mut agent = if with_device {
-            Agent::new("a")
-        } else {
-            Agent::without_device("a")
-        };
+        let mut agent = if with_device { Agent::new("a") } else { Agent::without_device("a") };
         agent.start();
         agent.request(setup("a"));
         for n in 1..4 {
@@ -258,10 +209,7 @@ fn a_damaged_store_keeps_the_agent_from_starting_until_it_is_mended() {
         assert!(recovered.status.success(), "{text}");
         agent.start();
         assert_eq!(agent.report()["public_key"], key, "the node is still itself: {text}");
-        assert!(
-            text.contains("LOST: generations") || agent.status().peer_count == 3,
-            "a loss is said: {text}"
-        );
+        assert!(text.contains("LOST: generations") || agent.status().peer_count == 3, "a loss is said: {text}");
         agent.must(Request::Status);
     });
 }
@@ -291,10 +239,7 @@ fn damage(state_dir: &Path) -> Vec<String> {
 
 fn link_names() -> Vec<String> {
     let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-    let mut names: Vec<String> = table
-        .lines()
-        .filter_map(|line| Some(line.split_once(':')?.0.trim().into()))
-        .collect();
+    let mut names: Vec<String> = table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().into())).collect();
     names.sort();
     names
 }
@@ -308,8 +253,6 @@ fn a_taken_metrics_port_does_not_keep_the_agent_from_its_work() {
         agent.wait_for("the socket", |agent| agent.socket().exists());
         agent.must(Request::SetLocalNodeId { node_id: 1 });
         drop(taken);
-        assert!(crate::agent_process::within(Duration::from_secs(8), || agent
-            .page("/healthz")
-            .is_ok()));
+        assert!(crate::agent_process::within(Duration::from_secs(8), || agent.page("/healthz").is_ok()));
     });
 }

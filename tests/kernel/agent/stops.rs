@@ -54,19 +54,11 @@ fn two_hundred_stops_in_a_row_end_in_time_and_leave_the_device_alone() {
             // Before the first instruction of the program there is nobody who could catch a signal.
             let was_caught = status.success() || (stop % 5 == 0 && status.signal() == Some(Signal::SIGTERM as i32));
             assert!(was_caught, "stop {stop}: {status}; the log ends:\n{}", agent.log_end());
-            assert!(
-                took < STOP_MAX,
-                "stop {stop} took {took:?}; the log ends:\n{}",
-                agent.log_end()
-            );
+            assert!(took < STOP_MAX, "stop {stop} took {took:?}; the log ends:\n{}", agent.log_end());
             times.push(took);
         }
         if with_device {
-            assert_eq!(
-                nix::net::if_::if_nametoindex(DEVICE).ok(),
-                index,
-                "the very same device"
-            );
+            assert_eq!(nix::net::if_::if_nametoindex(DEVICE).ok(), index, "the very same device");
             assert!(agent.device_pids().len() <= 1);
         }
         agent.start();
@@ -122,9 +114,7 @@ fn an_interrupt_stops_and_a_hangup_does_not() {
         agent.start();
         let before = agent.report()["rounds"].as_u64().unwrap();
         agent.signal(Signal::SIGHUP);
-        agent.wait_for("another look at the node", |agent| {
-            agent.report()["rounds"].as_u64().unwrap() > before
-        });
+        agent.wait_for("another look at the node", |agent| agent.report()["rounds"].as_u64().unwrap() > before);
         assert!(agent.is_running());
         agent.signal(Signal::SIGINT);
         assert!(agent.wait_for_end().success());
@@ -174,15 +164,9 @@ fn a_shutdown_answers_takes_the_device_down_and_the_next_start_brings_it_back() 
         assert!(agent.wait_for_end().success());
         println!("MEASURED: a Shutdown took {:?}", begun.elapsed());
         assert!(!agent.has_link(DEVICE));
-        assert!(
-            routes().contains("unreachable 10.200.0.0/16"),
-            "traffic must not leak: {}",
-            routes()
-        );
+        assert!(routes().contains("unreachable 10.200.0.0/16"), "traffic must not leak: {}", routes());
         agent.start();
-        agent.wait_for("the device to be back", |agent| {
-            agent.has_link(DEVICE) && agent.report()["in_sync"] == true
-        });
+        agent.wait_for("the device to be back", |agent| agent.has_link(DEVICE) && agent.report()["in_sync"] == true);
         assert_eq!(agent.status().public_key, key);
     });
 }
@@ -190,8 +174,5 @@ fn a_shutdown_answers_takes_the_device_down_and_the_next_start_brings_it_back() 
 /// The namespace's IPv4 routes, as `ip` prints them.
 fn routes() -> String {
     let output = std::process::Command::new("ip").args(["-4", "route", "show"]).output();
-    output.map_or_else(
-        |error| panic!("ip: {error}"),
-        |output| String::from_utf8(output.stdout).unwrap(),
-    )
+    output.map_or_else(|error| panic!("ip: {error}"), |output| String::from_utf8(output.stdout).unwrap())
 }

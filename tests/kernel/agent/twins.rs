@@ -49,11 +49,7 @@ fn two_instances_in_one_namespace_converge_and_purging_one_leaves_the_other_work
         assert!(!a.has_link(DEVICE));
         assert_eq!(b.look_again()["in_sync"], true);
         assert_eq!(b.ask(&["diff"]), (0, String::new()));
-        assert_eq!(
-            b.metric("overlayd_actions_total{"),
-            acted,
-            "the other one had nothing to mend"
-        );
+        assert_eq!(b.metric("overlayd_actions_total{"), acted, "the other one had nothing to mend");
         b.must(add_peer(3));
         a.start();
         a.wait_for("the purged instance to be back", |agent| {
@@ -73,10 +69,7 @@ fn a_second_agent_for_the_same_instance_is_blocked_and_the_first_is_untouched() 
         a.wait_for("the node to be in sync", |agent| agent.report()["in_sync"] == true);
         let index = nix::net::if_::if_nametoindex(DEVICE).unwrap();
         let message = b.refused(setup("a"));
-        assert!(
-            message.contains("blocked") && message.contains("another overlayd instance"),
-            "{message}"
-        );
+        assert!(message.contains("blocked") && message.contains("another overlayd instance"), "{message}");
         let report = b.report();
         assert!(report["troubled"].to_string().contains("blocked"), "{report}");
         assert_eq!(nix::net::if_::if_nametoindex(DEVICE).ok(), Some(index));
@@ -109,17 +102,11 @@ fn a_watcher_hears_when_a_peer_is_heard_for_the_first_time() {
                 persistent_keepalive_secs: 0,
                 candidates: Vec::new(),
             };
-            agent.must(Request::AddPeer {
-                peer,
-                scope: PeerScope::Global,
-            });
+            agent.must(Request::AddPeer { peer, scope: PeerScope::Global });
             agent.look_again();
         }
         let mut command = a.overlayd();
-        command
-            .args(["ctl", "watch", "--socket"])
-            .arg(a.socket())
-            .stdout(Stdio::piped());
+        command.args(["ctl", "watch", "--socket"]).arg(a.socket()).stdout(Stdio::piped());
         let mut watcher = command.spawn().unwrap();
         a.wait_for("the watcher", |agent| agent.metric("overlayd_connections ") == 1.0);
         let lines = BufReader::new(watcher.stdout.take().unwrap());
@@ -138,9 +125,6 @@ fn a_watcher_hears_when_a_peer_is_heard_for_the_first_time() {
         let line = first.join().unwrap().unwrap_or_default();
         assert!(heard, "{line}; the log ends:\n{}", a.log_end());
         let event: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(
-            event,
-            json!({"event": "peer_health_changed", "pubkey": keys[1], "healthy": true})
-        );
+        assert_eq!(event, json!({"event": "peer_health_changed", "pubkey": keys[1], "healthy": true}));
     });
 }

@@ -10,9 +10,7 @@ fn a_strangers_link_with_our_name_blocks_and_is_not_touched() {
         let mut kernel = open();
         let before = everything(&witness).await;
         let seen = look_at(&mut kernel, &["zl-a"]).await;
-        let Some(Owner::Stranger(text)) = owner(&seen, &link_key("zl-a")) else {
-            panic!("{seen:?}")
-        };
+        let Some(Owner::Stranger(text)) = owner(&seen, &link_key("zl-a")) else { panic!("{seen:?}") };
         assert!(text.contains("bridge"), "{text}");
         let wanted = link_spec(1400, true);
         let none = Spec::Address;
@@ -22,23 +20,11 @@ fn a_strangers_link_with_our_name_blocks_and_is_not_touched() {
             delete(link_key("zl-a"), wanted),
             create(address_key("zl-a", "10.9.0.1/24"), none.clone()),
             delete(address_key("zl-a", "10.9.0.1/24"), none),
-            create(
-                Key::Sysctl {
-                    link: name("zl-a"),
-                    setting: Setting::Ipv4RpFilter,
-                },
-                Spec::Sysctl(2),
-            ),
-            create(
-                route_key("10.9.0.0/16", mark().route_metric()),
-                Spec::Route(RouteSpec::Through(name("zl-a"))),
-            ),
+            create(Key::Sysctl { link: name("zl-a"), setting: Setting::Ipv4RpFilter }, Spec::Sysctl(2)),
+            create(route_key("10.9.0.0/16", mark().route_metric()), Spec::Route(RouteSpec::Through(name("zl-a")))),
         ];
         for (action, outcome) in actions.iter().zip(kernel.execute(&actions).await) {
-            assert!(
-                matches!(outcome, Err(ActionError::Stranger(_))),
-                "{action:?}: {outcome:?}"
-            );
+            assert!(matches!(outcome, Err(ActionError::Stranger(_))), "{action:?}: {outcome:?}");
         }
         assert_eq!(everything(&witness).await, before);
     });
@@ -52,9 +38,7 @@ fn a_link_of_another_instance_is_a_stranger_and_is_named_as_one() {
         stand_in(&witness, "zl-c", mark().link_group()).await;
         let mut kernel = open();
         let seen = look_at(&mut kernel, &["zl-b"]).await;
-        let Some(Owner::Stranger(text)) = owner(&seen, &link_key("zl-b")) else {
-            panic!("{seen:?}")
-        };
+        let Some(Owner::Stranger(text)) = owner(&seen, &link_key("zl-b")) else { panic!("{seen:?}") };
         assert!(text.contains("another overlayd instance"), "{text}");
         assert_eq!(owner(&seen, &link_key("zl-c")), Some(&Owner::Ours));
         let outcome = run(&mut kernel, delete(link_key("zl-b"), link_spec(1500, true))).await;
@@ -74,23 +58,14 @@ fn a_link_of_ours_is_changed_where_it_drifted_and_deleted() {
         let drift = LinkUnspec::new_with_index(index).mtu(1300).down().build();
         witness.link().change(drift).execute().await.unwrap();
         let seen = look_at(&mut kernel, &[]).await;
-        let Spec::Link(link) = spec(&seen, &link_key("zl-a")) else {
-            panic!()
-        };
+        let Spec::Link(link) = spec(&seen, &link_key("zl-a")) else { panic!() };
         assert_eq!((link.mtu, link.up), (1300, false));
         let to = link_spec(1400, true);
         for _ in 0..2 {
-            run(
-                &mut kernel,
-                update(link_key("zl-a"), link_spec(1300, false), to.clone()),
-            )
-            .await
-            .unwrap();
+            run(&mut kernel, update(link_key("zl-a"), link_spec(1300, false), to.clone())).await.unwrap();
         }
         let seen = look_at(&mut kernel, &[]).await;
-        let Spec::Link(link) = spec(&seen, &link_key("zl-a")) else {
-            panic!()
-        };
+        let Spec::Link(link) = spec(&seen, &link_key("zl-a")) else { panic!() };
         assert_eq!((link.mtu, link.up), (1400, true));
         for _ in 0..2 {
             run(&mut kernel, delete(link_key("zl-a"), to.clone())).await.unwrap();
@@ -113,12 +88,7 @@ fn addresses_are_made_seen_and_removed_and_a_strangers_stays() {
         }
         let foreign = address_key("zl-a", "10.77.0.1/24");
         let foreign_address = IpAddr::from([10, 77, 0, 1]);
-        witness
-            .address()
-            .add(index, foreign_address, 24)
-            .execute()
-            .await
-            .unwrap();
+        witness.address().add(index, foreign_address, 24).execute().await.unwrap();
         let seen = look_at(&mut kernel, &[]).await;
         for key in &ours {
             assert_eq!(owner(&seen, key), Some(&Owner::Ours), "{key}");
@@ -165,10 +135,7 @@ fn routes_carry_our_mark_and_come_and_go_in_both_families() {
                 run(&mut kernel, create(key.clone(), spec.clone())).await.unwrap();
             }
         }
-        let mut listed = witness
-            .route()
-            .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
-            .execute();
+        let mut listed = witness.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
         while let Some(route) = listed.try_next().await.unwrap() {
             if route.header.table == RouteHeader::RT_TABLE_MAIN {
                 assert_eq!(route.header.protocol, RouteProtocol::from(157), "{route:?}");
@@ -221,11 +188,8 @@ fn a_strangers_route_in_the_way_blocks_and_is_not_touched() {
         let deleted = run(&mut kernel, delete(others.clone(), through)).await;
         assert!(matches!(deleted, Err(ActionError::Stranger(_))), "{deleted:?}");
         assert_eq!(everything(&witness).await, before);
-        let interest = Interest {
-            subsystems: [Subsystem::Route].into(),
-            keys: [others.clone()].into(),
-            ..Interest::default()
-        };
+        let interest =
+            Interest { subsystems: [Subsystem::Route].into(), keys: [others.clone()].into(), ..Interest::default() };
         let seen = look(&mut kernel, interest).await;
         assert!(matches!(owner(&seen, &others), Some(Owner::Stranger(_))));
         assert_eq!(seen.objects.len(), 1);
@@ -244,9 +208,7 @@ fn a_route_that_was_pointed_elsewhere_is_seen_and_pointed_back_in_one_step() {
             let key = route_key(destination, mark().route_metric());
             run(&mut kernel, create(key.clone(), through("zl-b"))).await.unwrap();
             assert_eq!(spec(&look_at(&mut kernel, &[]).await, &key), &through("zl-b"));
-            run(&mut kernel, update(key.clone(), through("zl-b"), through("zl-a")))
-                .await
-                .unwrap();
+            run(&mut kernel, update(key.clone(), through("zl-b"), through("zl-a"))).await.unwrap();
             let seen = look_at(&mut kernel, &[]).await;
             assert_eq!(spec(&seen, &key), &through("zl-a"));
             assert_eq!(seen.objects.keys().filter(|seen| **seen == key).count(), 1);
@@ -260,19 +222,14 @@ fn a_setting_that_drifted_is_seen_and_set_back() {
         let witness = witness();
         stand_in(&witness, "zl-a", mark().link_group()).await;
         let mut kernel = open();
-        let key = Key::Sysctl {
-            link: name("zl-a"),
-            setting: Setting::Ipv4RpFilter,
-        };
+        let key = Key::Sysctl { link: name("zl-a"), setting: Setting::Ipv4RpFilter };
         run(&mut kernel, create(key.clone(), Spec::Sysctl(2))).await.unwrap();
         assert_eq!(spec(&look_at(&mut kernel, &[]).await, &key), &Spec::Sysctl(2));
         std::fs::write("/proc/sys/net/ipv4/conf/zl-a/rp_filter", "1").unwrap();
         let seen = look_at(&mut kernel, &[]).await;
         assert_eq!(spec(&seen, &key), &Spec::Sysctl(1));
         assert_eq!(seen.coverage[&Subsystem::Sysctl], Coverage::Whole);
-        run(&mut kernel, update(key.clone(), Spec::Sysctl(1), Spec::Sysctl(2)))
-            .await
-            .unwrap();
+        run(&mut kernel, update(key.clone(), Spec::Sysctl(1), Spec::Sysctl(2))).await.unwrap();
         assert_eq!(spec(&look_at(&mut kernel, &[]).await, &key), &Spec::Sysctl(2));
     });
 }
@@ -281,10 +238,7 @@ fn a_setting_that_drifted_is_seen_and_set_back() {
 fn what_hangs_on_a_link_that_is_gone_is_gone_and_removing_it_is_no_failure() {
     in_namespace(|| async {
         let mut kernel = open();
-        let peer = Key::Peer {
-            device: name("zl-a"),
-            public_key: WgPublicKey::from_bytes([1; 32]),
-        };
+        let peer = Key::Peer { device: name("zl-a"), public_key: WgPublicKey::from_bytes([1; 32]) };
         let through = Spec::Route(RouteSpec::Through(name("zl-a")));
         let things = [
             (address_key("zl-a", "10.9.0.1/24"), Spec::Address),
@@ -311,10 +265,7 @@ fn strangers_changes_of_our_things_wake_and_our_own_and_noise_do_not() {
         let mut hints = kernel.hints();
         look_at(&mut kernel, &["zl-wanted"]).await;
         while next_hint(&mut hints).await.is_some() {}
-        let (route, address) = (
-            route_key("10.9.0.0/16", mark().route_metric()),
-            address_key("zl-a", "10.9.0.1/24"),
-        );
+        let (route, address) = (route_key("10.9.0.0/16", mark().route_metric()), address_key("zl-a", "10.9.0.1/24"));
         run(&mut kernel, create(address, Spec::Address)).await.unwrap();
         let through = Spec::Route(RouteSpec::Through(name("zl-a")));
         run(&mut kernel, create(route, through)).await.unwrap();
@@ -375,10 +326,7 @@ fn foreign_routes_are_neither_reported_nor_in_the_way_of_a_look() {
             witness.route().add(route).execute().await.unwrap();
         }
         let mut kernel = open();
-        let interest = Interest {
-            subsystems: [Subsystem::Route].into(),
-            ..Interest::default()
-        };
+        let interest = Interest { subsystems: [Subsystem::Route].into(), ..Interest::default() };
         let started = Instant::now();
         let seen = look(&mut kernel, interest).await;
         println!("a look beside 3000 foreign routes: {:?}", started.elapsed());
@@ -391,26 +339,12 @@ fn foreign_routes_are_neither_reported_nor_in_the_way_of_a_look() {
 fn candidates_are_the_hosts_own_addresses_and_not_those_of_containers() {
     in_namespace(|| async {
         let witness = witness();
-        for (link, address) in [
-            ("eth7", "192.0.2.7"),
-            ("docker0", "172.17.0.1"),
-            ("br-12ab", "172.18.0.1"),
-        ] {
+        for (link, address) in [("eth7", "192.0.2.7"), ("docker0", "172.17.0.1"), ("br-12ab", "172.18.0.1")] {
             let index = stand_in(&witness, link, 0).await;
-            witness
-                .address()
-                .add(index, address.parse().unwrap(), 24)
-                .execute()
-                .await
-                .unwrap();
+            witness.address().add(index, address.parse().unwrap(), 24).execute().await.unwrap();
         }
         let ours = stand_in(&witness, "zl-a", mark().link_group()).await;
-        witness
-            .address()
-            .add(ours, "10.9.0.1".parse().unwrap(), 24)
-            .execute()
-            .await
-            .unwrap();
+        witness.address().add(ours, "10.9.0.1".parse().unwrap(), 24).execute().await.unwrap();
         let candidates = host_candidates(mark()).await.unwrap();
         assert_eq!(candidates, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
     });

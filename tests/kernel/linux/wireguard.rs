@@ -28,11 +28,7 @@ fn private_key(seed: u8) -> PrivateKey {
 }
 
 fn device_spec(seed: u8, listen_port: u16) -> DeviceSpec {
-    DeviceSpec {
-        key: KeyPair::from_private(private_key(seed)),
-        listen_port,
-        fwmark: 0,
-    }
+    DeviceSpec { key: KeyPair::from_private(private_key(seed)), listen_port, fwmark: 0 }
 }
 
 fn device_key() -> Key {
@@ -46,10 +42,7 @@ fn public_key(number: u32) -> WgPublicKey {
 }
 
 fn peer_key(public_key: WgPublicKey) -> Key {
-    Key::Peer {
-        device: name(DEVICE),
-        public_key,
-    }
+    Key::Peer { device: name(DEVICE), public_key }
 }
 
 fn host(number: u32) -> Cidr {
@@ -57,38 +50,24 @@ fn host(number: u32) -> Cidr {
 }
 
 fn peer(networks: impl IntoIterator<Item = Cidr>) -> PeerSpec {
-    PeerSpec {
-        endpoint: None,
-        keepalive: 0,
-        allowed_ips: networks.into_iter().collect(),
-        preshared: false,
-    }
+    PeerSpec { endpoint: None, keepalive: 0, allowed_ips: networks.into_iter().collect(), preshared: false }
 }
 
 fn endpoint(text: &str) -> Option<EndpointSpec> {
-    Some(EndpointSpec {
-        address: text.parse().unwrap(),
-        pinned: false,
-        resolved: false,
-    })
+    Some(EndpointSpec { address: text.parse().unwrap(), pinned: false, resolved: false })
 }
 
 /// A device that is up, with a key and a port.
 async fn make_device(kernel: &mut LinuxKernel, seed: u8, port: u16) {
-    let actions = [
-        create(link_key(DEVICE), link_spec(1400, true)),
-        create(device_key(), Spec::Device(device_spec(seed, port))),
-    ];
+    let actions =
+        [create(link_key(DEVICE), link_spec(1400, true)), create(device_key(), Spec::Device(device_spec(seed, port)))];
     for (action, outcome) in actions.iter().zip(kernel.execute(&actions).await) {
         assert_eq!(outcome, Ok(()), "{action:?}");
     }
 }
 
 async fn peers_of(kernel: &mut LinuxKernel) -> Observation {
-    let interest = Interest {
-        subsystems: [Subsystem::Device, Subsystem::Peer].into(),
-        ..Interest::default()
-    };
+    let interest = Interest { subsystems: [Subsystem::Device, Subsystem::Peer].into(), ..Interest::default() };
     let seen = look(kernel, interest).await;
     assert_eq!(seen.coverage[&Subsystem::Peer], Coverage::Whole);
     seen
@@ -98,13 +77,11 @@ async fn peers_of(kernel: &mut LinuxKernel) -> Observation {
 fn peers_in(message: &[u8]) -> Vec<WireguardPeer> {
     // After nlmsghdr and genlmsghdr.
     NlasIterator::new(&message[20..])
-        .filter_map(
-            |attribute| match WireguardAttribute::parse(&attribute.unwrap()).unwrap() {
-                WireguardAttribute::Peers(peers) => Some(peers),
-                WireguardAttribute::Flags(flags) => panic!("device flags are never sent: {flags:?}"),
-                _ => None,
-            },
-        )
+        .filter_map(|attribute| match WireguardAttribute::parse(&attribute.unwrap()).unwrap() {
+            WireguardAttribute::Peers(peers) => Some(peers),
+            WireguardAttribute::Flags(flags) => panic!("device flags are never sent: {flags:?}"),
+            _ => None,
+        })
         .flatten()
         .collect()
 }
@@ -118,13 +95,10 @@ fn assert_replaces_nothing(peers: &[WireguardPeer]) {
 }
 
 fn removal_flags(peers: &[WireguardPeer]) -> usize {
-    let networks = peers
-        .iter()
-        .flat_map(|peer| peer.iter())
-        .filter_map(|attribute| match attribute {
-            WireguardPeerAttribute::AllowedIps(networks) => Some(networks),
-            _ => None,
-        });
+    let networks = peers.iter().flat_map(|peer| peer.iter()).filter_map(|attribute| match attribute {
+        WireguardPeerAttribute::AllowedIps(networks) => Some(networks),
+        _ => None,
+    });
     let flag = WireguardAllowedIpAttr::Flags(WireguardAllowedIpFlags::RemoveMe);
     networks.flatten().filter(|network| network.contains(&flag)).count()
 }
@@ -133,11 +107,7 @@ fn removal_flags(peers: &[WireguardPeer]) -> usize {
 fn without_kernel_wireguard_a_link_is_left_to_userspace_and_nothing_is_made() {
     in_namespace(|| async {
         let test = "without_kernel_wireguard_a_link_is_left_to_userspace_and_nothing_is_made";
-        let made = witness()
-            .link()
-            .add(LinkWireguard::new("probe").build())
-            .execute()
-            .await;
+        let made = witness().link().add(LinkWireguard::new("probe").build()).execute().await;
         if made.is_ok() {
             return skipped(test, "this kernel has WireGuard");
         }
@@ -160,9 +130,7 @@ fn a_wireguard_link_has_its_mark_from_the_first_notification_on() {
         tokio::spawn(connection);
         let mut kernel = open();
         for _ in 0..2 {
-            run(&mut kernel, create(link_key(DEVICE), link_spec(1400, true)))
-                .await
-                .unwrap();
+            run(&mut kernel, create(link_key(DEVICE), link_spec(1400, true))).await.unwrap();
         }
         let first = loop {
             let (message, _) = events.next().await.unwrap();
@@ -175,17 +143,13 @@ fn a_wireguard_link_has_its_mark_from_the_first_notification_on() {
         assert_eq!(group_of(&first), Some(mark().link_group()));
         let seen = look_at(&mut kernel, &[]).await;
         assert_eq!(seen.objects[&link_key(DEVICE)], Observed::ours(link_spec(1400, true)));
-        let Spec::Device(device) = spec(&seen, &device_key()) else {
-            panic!()
-        };
+        let Spec::Device(device) = spec(&seen, &device_key()) else { panic!() };
         assert_eq!(device.key.public, None);
         assert_eq!(kernel.data_plane(&name(DEVICE)).await, Ok(Some(DataPlane::Kernel)));
         let link = find_link(&witness(), DEVICE).await.unwrap();
         let alias = LinkAttribute::IfAlias(format!("overlayd {}", mark()));
         assert!(link.attributes.contains(&alias));
-        run(&mut kernel, delete(link_key(DEVICE), link_spec(1400, true)))
-            .await
-            .unwrap();
+        run(&mut kernel, delete(link_key(DEVICE), link_spec(1400, true))).await.unwrap();
         assert!(find_link(&witness(), DEVICE).await.is_none());
     });
 }
@@ -204,29 +168,16 @@ fn a_device_is_configured_and_only_what_drifted_is_set_again() {
         messages.try_iter().for_each(drop);
         let mut drifted = wanted.clone();
         drifted.fwmark = 77;
-        let drift = update(
-            device_key(),
-            Spec::Device(wanted.clone()),
-            Spec::Device(drifted.clone()),
-        );
+        let drift = update(device_key(), Spec::Device(wanted.clone()), Spec::Device(drifted.clone()));
         run(&mut kernel, drift).await.unwrap();
-        assert_eq!(
-            spec(&peers_of(&mut kernel).await, &device_key()),
-            &Spec::Device(drifted.clone())
-        );
+        assert_eq!(spec(&peers_of(&mut kernel).await, &device_key()), &Spec::Device(drifted.clone()));
         let message = messages.try_recv().unwrap();
-        let kinds: Vec<u16> = NlasIterator::new(&message[20..])
-            .map(|nla| nla.unwrap().kind())
-            .collect();
+        let kinds: Vec<u16> = NlasIterator::new(&message[20..]).map(|nla| nla.unwrap().kind()).collect();
         // WGDEVICE_A_IFINDEX and WGDEVICE_A_FWMARK.
         assert_eq!(kinds, [1, 7]);
         let mut keyless = wanted.clone();
         keyless.key = KeyPair::from_public(Some(public_key(9)));
-        let outcome = run(
-            &mut kernel,
-            update(device_key(), Spec::Device(drifted), Spec::Device(keyless)),
-        )
-        .await;
+        let outcome = run(&mut kernel, update(device_key(), Spec::Device(drifted), Spec::Device(keyless))).await;
         assert!(matches!(outcome, Err(ActionError::Failed(_))), "{outcome:?}");
         let taken = UdpSocket::bind("0.0.0.0:51901").unwrap();
         let port = update(device_key(), Spec::Device(wanted), Spec::Device(device_spec(1, 51901)));
@@ -253,10 +204,7 @@ fn two_thousand_peers_take_few_messages_and_one_more_takes_one_with_one_peer() {
                 (peer_key(public_key(number)), Spec::Peer(spec))
             })
             .collect();
-        let actions: Vec<_> = wanted
-            .iter()
-            .map(|(key, spec)| create(key.clone(), spec.clone()))
-            .collect();
+        let actions: Vec<_> = wanted.iter().map(|(key, spec)| create(key.clone(), spec.clone())).collect();
         let started = Instant::now();
         assert!(kernel.execute(&actions).await.iter().all(Result::is_ok));
         println!("2000 peers made in {:?}", started.elapsed());
@@ -269,12 +217,7 @@ fn two_thousand_peers_take_few_messages_and_one_more_takes_one_with_one_peer() {
         for (key, wanted) in &wanted {
             assert_eq!(spec(&seen, key), wanted);
         }
-        run(
-            &mut kernel,
-            create(peer_key(public_key(5000)), Spec::Peer(peer([host(5000)]))),
-        )
-        .await
-        .unwrap();
+        run(&mut kernel, create(peer_key(public_key(5000)), Spec::Peer(peer([host(5000)])))).await.unwrap();
         let sent: Vec<_> = messages.try_iter().collect();
         assert_eq!(sent.len(), 1);
         let peers = peers_in(&sent[0]);
@@ -308,10 +251,7 @@ fn a_peer_with_five_thousand_allowed_ips_is_written_and_read_back_whole() {
         assert_eq!(spec(&seen, &key), &Spec::Peer(wanted.clone()));
         assert_eq!(spec(&seen, &beside), &Spec::Peer(peer([cidr("10.99.0.0/16")])));
         // All but one away again.
-        let few = PeerSpec {
-            allowed_ips: [host(1)].into(),
-            ..wanted.clone()
-        };
+        let few = PeerSpec { allowed_ips: [host(1)].into(), ..wanted.clone() };
         let shrink = update(key.clone(), Spec::Peer(wanted), Spec::Peer(few.clone()));
         run(&mut kernel, shrink).await.unwrap();
         let seen = peers_of(&mut kernel).await;
@@ -322,11 +262,7 @@ fn a_peer_with_five_thousand_allowed_ips_is_written_and_read_back_whole() {
             assert_replaces_nothing(&peers_in(message));
         }
         let last = sent.last().unwrap();
-        let way = if removal_flags(&peers_in(last)) > 0 {
-            "by flag"
-        } else {
-            "by parking"
-        };
+        let way = if removal_flags(&peers_in(last)) > 0 { "by flag" } else { "by parking" };
         println!("allowed IPs are removed {way}");
     });
 }
@@ -341,10 +277,7 @@ fn an_update_changes_each_field_and_only_that_and_a_moved_allowed_ip_is_not_remo
         make_device(&mut kernel, 1, 51900).await;
         let (a, b) = (peer_key(public_key(1)), peer_key(public_key(2)));
         let mut now = peer([host(1), host(2)]);
-        assert_eq!(
-            run(&mut kernel, create(a.clone(), Spec::Peer(now.clone()))).await,
-            Ok(())
-        );
+        assert_eq!(run(&mut kernel, create(a.clone(), Spec::Peer(now.clone()))).await, Ok(()));
         let steps: [fn(&mut PeerSpec); 4] = [
             |peer| peer.keepalive = 15,
             |peer| peer.endpoint = endpoint("[2001:db8::1]:51820"),
@@ -363,10 +296,7 @@ fn an_update_changes_each_field_and_only_that_and_a_moved_allowed_ip_is_not_remo
         }
         messages.try_iter().for_each(drop);
         // host(2) moves from a to b in one batch, the removal first.
-        let less = PeerSpec {
-            allowed_ips: [host(3)].into(),
-            ..now.clone()
-        };
+        let less = PeerSpec { allowed_ips: [host(3)].into(), ..now.clone() };
         let batch = [
             update(a.clone(), Spec::Peer(now), Spec::Peer(less.clone())),
             create(b.clone(), Spec::Peer(peer([host(2)]))),
@@ -379,13 +309,8 @@ fn an_update_changes_each_field_and_only_that_and_a_moved_allowed_ip_is_not_remo
         assert_eq!(spec(&seen, &a), &Spec::Peer(less.clone()));
         assert_eq!(spec(&seen, &b), &Spec::Peer(peer([host(2)])));
         // A late removal of what b holds now takes nothing from b.
-        let stale = PeerSpec {
-            allowed_ips: [host(2), host(3)].into(),
-            ..less.clone()
-        };
-        run(&mut kernel, update(a.clone(), Spec::Peer(stale), Spec::Peer(less)))
-            .await
-            .unwrap();
+        let stale = PeerSpec { allowed_ips: [host(2), host(3)].into(), ..less.clone() };
+        run(&mut kernel, update(a.clone(), Spec::Peer(stale), Spec::Peer(less))).await.unwrap();
         assert_eq!(spec(&peers_of(&mut kernel).await, &b), &Spec::Peer(peer([host(2)])));
         for _ in 0..2 {
             run(&mut kernel, delete(b.clone(), Spec::Peer(peer([])))).await.unwrap();
@@ -403,9 +328,8 @@ fn a_bad_peer_in_a_batch_fails_alone_and_a_batch_of_removals_is_right() {
         let mut kernel = open();
         make_device(&mut kernel, 1, 51900).await;
         let spec_of = |numbers: [u32; 2]| Spec::Peer(peer(numbers.map(host)));
-        let mut batch: Vec<_> = (0..50)
-            .map(|number| create(peer_key(public_key(number)), spec_of([number, 1000 + number])))
-            .collect();
+        let mut batch: Vec<_> =
+            (0..50).map(|number| create(peer_key(public_key(number)), spec_of([number, 1000 + number]))).collect();
         batch.insert(25, create(peer_key(public_key(99)), Spec::Address));
         let outcomes = kernel.execute(&batch).await;
         let failed: Vec<_> = (0..batch.len()).filter(|at| outcomes[*at].is_err()).collect();
@@ -444,9 +368,7 @@ fn a_foreign_preshared_key_shows_and_is_cleared() {
         let mut kernel = open();
         make_device(&mut kernel, 1, 51900).await;
         let key = peer_key(public_key(1));
-        run(&mut kernel, create(key.clone(), Spec::Peer(peer([host(1)]))))
-            .await
-            .unwrap();
+        run(&mut kernel, create(key.clone(), Spec::Peer(peer([host(1)])))).await.unwrap();
         // `wg` acts in the namespace of the thread that starts it.
         let text = public_key(1).to_string();
         let mut file = std::env::temp_dir();
@@ -457,10 +379,7 @@ fn a_foreign_preshared_key_shows_and_is_cleared() {
             Ok(status) => assert!(status.success()),
             Err(error) => return skipped(test, &format!("no wg: {error}")),
         }
-        let foreign = PeerSpec {
-            preshared: true,
-            ..peer([host(1)])
-        };
+        let foreign = PeerSpec { preshared: true, ..peer([host(1)]) };
         assert_eq!(spec(&peers_of(&mut kernel).await, &key), &Spec::Peer(foreign.clone()));
         let clear = update(key.clone(), Spec::Peer(foreign), Spec::Peer(peer([host(1)])));
         run(&mut kernel, clear).await.unwrap();
@@ -508,12 +427,7 @@ fn own_namespace() -> File {
 
 async fn set_up_end(witness: &Handle, link: &str, address: &str) {
     let index = index_of(witness, link).await;
-    witness
-        .address()
-        .add(index, address.parse().unwrap(), 24)
-        .execute()
-        .await
-        .unwrap();
+    witness.address().add(index, address.parse().unwrap(), 24).execute().await.unwrap();
     let up = LinkUnspec::new_with_index(index).up().build();
     witness.link().change(up).execute().await.unwrap();
 }
@@ -521,10 +435,7 @@ async fn set_up_end(witness: &Handle, link: &str, address: &str) {
 fn overlay_actions(address: &str) -> [Action; 2] {
     [
         create(address_key(DEVICE, address), Spec::Address),
-        create(
-            route_key("10.9.0.0/24", mark().route_metric()),
-            Spec::Route(RouteSpec::Through(name(DEVICE))),
-        ),
+        create(route_key("10.9.0.0/24", mark().route_metric()), Spec::Route(RouteSpec::Through(name(DEVICE)))),
     ]
 }
 
@@ -538,13 +449,9 @@ async fn pair() -> Pair {
     let witness_b = witness();
     let mut b = open();
     let mut peer_end = LinkMessage::default();
-    peer_end.attributes.extend([
-        LinkAttribute::IfName("eth0".into()),
-        LinkAttribute::NetNsFd(near.as_raw_fd()),
-    ]);
+    peer_end.attributes.extend([LinkAttribute::IfName("eth0".into()), LinkAttribute::NetNsFd(near.as_raw_fd())]);
     let mut veth = LinkVeth::new("eth0", "ignored").build();
-    veth.attributes
-        .retain(|attribute| !matches!(attribute, LinkAttribute::LinkInfo(_)));
+    veth.attributes.retain(|attribute| !matches!(attribute, LinkAttribute::LinkInfo(_)));
     veth.attributes.push(LinkAttribute::LinkInfo(vec![
         rtnetlink::packet_route::link::LinkInfo::Kind(rtnetlink::packet_route::link::InfoKind::Veth),
         rtnetlink::packet_route::link::LinkInfo::Data(rtnetlink::packet_route::link::InfoData::Veth(
@@ -558,10 +465,7 @@ async fn pair() -> Pair {
     make_device(&mut b, 2, 51900).await;
     let mut of_b = peer([cidr("10.9.0.2/32"), cidr("10.50.0.0/16")]);
     of_b.endpoint = endpoint("192.0.2.2:51900");
-    let of_a = PeerSpec {
-        endpoint: endpoint("192.0.2.1:51900"),
-        ..peer([cidr("10.9.0.1/32")])
-    };
+    let of_a = PeerSpec { endpoint: endpoint("192.0.2.1:51900"), ..peer([cidr("10.9.0.1/32")]) };
     let mut actions = overlay_actions("10.9.0.1/32").to_vec();
     actions.push(create(peer_key(private_key(2).public_key()), Spec::Peer(of_b)));
     assert!(a.execute(&actions).await.iter().all(Result::is_ok));
@@ -569,12 +473,7 @@ async fn pair() -> Pair {
     actions.push(create(peer_key(private_key(1).public_key()), Spec::Peer(of_a)));
     assert!(b.execute(&actions).await.iter().all(Result::is_ok));
     let sender = UdpSocket::bind("10.9.0.2:0").unwrap();
-    Pair {
-        a,
-        b,
-        sender,
-        _far: far,
-    }
+    Pair { a, b, sender, _far: far }
 }
 
 impl Pair {
@@ -620,9 +519,7 @@ fn edits_keep_the_session_and_the_counters_of_every_peer() {
             .abs_diff(handshake.unwrap());
         assert!(age < 60, "a handshake is a date: {age}");
         let key = peer_key(private_key(2).public_key());
-        let Spec::Peer(before) = spec(&peers_of(&mut pair.a).await, &key).clone() else {
-            panic!()
-        };
+        let Spec::Peer(before) = spec(&peers_of(&mut pair.a).await, &key).clone() else { panic!() };
         let mut fewer = before.clone();
         fewer.allowed_ips.remove(&cidr("10.50.0.0/16"));
         let mut slower = fewer.clone();
@@ -659,33 +556,24 @@ fn a_dump_beside_a_writer_is_whole_or_says_that_it_is_not() {
         }
         let mut reader = open();
         make_device(&mut reader, 1, 51900).await;
-        let stays: Vec<_> = (0..1000)
-            .map(|number| create(peer_key(public_key(number)), Spec::Peer(peer([host(number)]))))
-            .collect();
+        let stays: Vec<_> =
+            (0..1000).map(|number| create(peer_key(public_key(number)), Spec::Peer(peer([host(number)])))).collect();
         assert!(reader.execute(&stays).await.iter().all(Result::is_ok));
         // A thread in the same namespace: tasks of one thread would only take turns between dumps.
         let writing = thread::spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let mut writer = open();
                 for number in 2000..2300 {
                     let key = peer_key(public_key(number));
-                    run(&mut writer, create(key.clone(), Spec::Peer(peer([]))))
-                        .await
-                        .unwrap();
+                    run(&mut writer, create(key.clone(), Spec::Peer(peer([])))).await.unwrap();
                     run(&mut writer, delete(key, Spec::Peer(peer([])))).await.unwrap();
                 }
             });
         });
         let (mut whole, mut partial) = (0, 0);
         while !writing.is_finished() {
-            let interest = Interest {
-                subsystems: [Subsystem::Peer].into(),
-                ..Interest::default()
-            };
+            let interest = Interest { subsystems: [Subsystem::Peer].into(), ..Interest::default() };
             let seen = look(&mut reader, interest).await;
             match &seen.coverage[&Subsystem::Peer] {
                 Coverage::Whole => {
@@ -718,19 +606,10 @@ fn an_independent_reader_sees_the_kernel_device_as_overlayd_does() {
         let mut kernel = open();
         make_device(&mut kernel, 1, 51820).await;
         let networks: BTreeSet<Cidr> = (1..200).map(host).collect();
-        let wanted = PeerSpec {
-            keepalive: 7,
-            endpoint: endpoint("192.0.2.9:7"),
-            ..peer(networks.clone())
-        };
-        let outcomes = kernel
-            .execute(&[create(peer_key(public_key(1)), Spec::Peer(wanted))])
-            .await;
+        let wanted = PeerSpec { keepalive: 7, endpoint: endpoint("192.0.2.9:7"), ..peer(networks.clone()) };
+        let outcomes = kernel.execute(&[create(peer_key(public_key(1)), Spec::Peer(wanted))]).await;
         assert_eq!(outcomes, [Ok(())]);
-        let theirs = WGApi::<defguard_wireguard_rs::Kernel>::new(DEVICE)
-            .unwrap()
-            .read_interface_data()
-            .unwrap();
+        let theirs = WGApi::<defguard_wireguard_rs::Kernel>::new(DEVICE).unwrap().read_interface_data().unwrap();
         assert_eq!(theirs.listen_port, 51820);
         let peer = theirs.peers.into_values().next().unwrap();
         assert_eq!(peer.public_key.as_array(), *public_key(1).as_bytes());

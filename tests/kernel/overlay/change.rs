@@ -31,12 +31,7 @@ use crate::{
 #[test]
 fn a_peer_that_comes_back_with_a_new_key_takes_its_allowed_ips_over_in_one_step() {
     isolated(|| {
-        let Pair {
-            a,
-            mut b,
-            device,
-            network,
-        } = pair(IPV4);
+        let Pair { a, mut b, device, network } = pair(IPV4);
         let far: IpAddr = network.nodes[1].parse().unwrap();
         first_reply(&a.node, far, TALK).unwrap();
         let old = b.public_key();
@@ -77,18 +72,11 @@ fn an_endpoint_that_roamed_is_not_pushed_back_and_a_new_one_is_applied_once() {
         let (near, far): (IpAddr, IpAddr) = (network.nodes[0].parse().unwrap(), network.nodes[1].parse().unwrap());
         first_reply(&a.node, far, TALK).unwrap();
         let key = b.public_key();
-        let at = |node: &OverlayNode| {
-            node.peer(&key)
-                .unwrap()
-                .0
-                .endpoint
-                .map(|endpoint| endpoint.address.to_string())
-        };
+        let at = |node: &OverlayNode| node.peer(&key).unwrap().0.endpoint.map(|endpoint| endpoint.address.to_string());
         assert_eq!(at(&a), Some("192.0.2.2:51820".into()));
         // The far side moves to another address and another port.
         b.remove_address("wire", [192, 0, 2, 2].into());
-        b.node
-            .block_on(|| async { add_address("wire", [192, 0, 2, 22].into(), 24).await });
+        b.node.block_on(|| async { add_address("wire", [192, 0, 2, 22].into(), 24).await });
         b.setup(network.cluster, Some(network.slices[1]), 51999);
         let moved = until("the far side has moved", || {
             first_reply(&b.node, near, Duration::from_millis(200)).is_some()
@@ -135,13 +123,7 @@ fn an_endpoint_that_roamed_is_not_pushed_back_by_the_next_agent() {
         first_reply(&a.node, far, TALK).unwrap();
         let key = b.public_key();
         b.setup(network.cluster, Some(network.slices[1]), 51999);
-        let at = |node: &OverlayNode| {
-            node.peer(&key)
-                .unwrap()
-                .0
-                .endpoint
-                .map(|endpoint| endpoint.address.port())
-        };
+        let at = |node: &OverlayNode| node.peer(&key).unwrap().0.endpoint.map(|endpoint| endpoint.address.port());
         until("the far side has moved", || {
             first_reply(&b.node, near, Duration::from_millis(200)).is_some() && at(&a) == Some(51999)
         });
@@ -171,22 +153,13 @@ fn an_endpoint_that_roamed_is_not_pushed_back_by_the_next_agent_where_something_
             handle.route().add(route).execute().await.unwrap();
         });
         let answer = a.ask(setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT));
-        assert!(
-            matches!(&answer, Response::Err { message } if message.contains("blocked")),
-            "{answer:?}"
-        );
+        assert!(matches!(&answer, Response::Err { message } if message.contains("blocked")), "{answer:?}");
         b.setup(IPV4.cluster, Some(IPV4.slices[1]), PORT);
         a.request(add_peer(&b.public_key(), &endpoint(2), IPV4.slices[1]));
         b.request(add_peer(&a.public_key(), &endpoint(1), IPV4.slices[0]));
         let key = b.public_key();
         let near: IpAddr = IPV4.nodes[0].parse().unwrap();
-        let at = |node: &OverlayNode| {
-            node.peer(&key)
-                .unwrap()
-                .0
-                .endpoint
-                .map(|endpoint| endpoint.address.port())
-        };
+        let at = |node: &OverlayNode| node.peer(&key).unwrap().0.endpoint.map(|endpoint| endpoint.address.port());
         b.setup(IPV4.cluster, Some(IPV4.slices[1]), 51999);
         until("the far side has moved", || {
             let _ = first_reply(&b.node, near, Duration::from_millis(200));
@@ -233,11 +206,7 @@ fn the_unreachable_route_stands_before_the_first_peer_and_refuses_when_the_devic
             let (ready, done, device) = (Arc::clone(&ready), Arc::clone(&done), device.to_string());
             move || {
                 crate::overlay_node::block_on(async move {
-                    let groups = [
-                        MulticastGroup::Link,
-                        MulticastGroup::Ipv4Route,
-                        MulticastGroup::Ipv4Ifaddr,
-                    ];
+                    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Route, MulticastGroup::Ipv4Ifaddr];
                     let (connection, _handle, mut messages) = rtnetlink::new_multicast_connection(&groups).unwrap();
                     tokio::spawn(connection);
                     ready.store(true, Ordering::Relaxed);
@@ -279,23 +248,13 @@ fn the_unreachable_route_stands_before_the_first_peer_and_refuses_when_the_devic
         });
         let far: IpAddr = IPV4.nodes[1].parse().unwrap();
         assert_eq!(refusal(&a.node, far), None);
-        assert_eq!(
-            refusal(&a.node, [8, 8, 8, 8].into()),
-            None,
-            "the default route takes strangers"
-        );
+        assert_eq!(refusal(&a.node, [8, 8, 8, 8].into()), None, "the default route takes strangers");
         a.request(Request::Shutdown);
         a.ended();
-        assert!(
-            a.node
-                .block_on(move || async move { nix::net::if_::if_nametoindex(device.as_str()).is_err() })
-        );
+        assert!(a.node.block_on(move || async move { nix::net::if_::if_nametoindex(device.as_str()).is_err() }));
         let begin = Instant::now();
         let said = refusal(&a.node, far);
-        println!(
-            "MEASURED: device gone: a packet to {far} is answered {said:?} after {:?}",
-            begin.elapsed()
-        );
+        println!("MEASURED: device gone: a packet to {far} is answered {said:?} after {:?}", begin.elapsed());
         assert_eq!(said, Some(std::io::ErrorKind::HostUnreachable));
         // The next start brings the overlay back.
         a.start();
@@ -315,25 +274,15 @@ fn no_ping_is_lost_while_peers_come_change_and_go() {
         let key = b.public_key();
         for number in 1..=60_u8 {
             let other = overlayd::ids::WgPublicKey::from_bytes([number; 32]);
-            a.request(add_peer(
-                &other,
-                "192.0.2.99:9",
-                &format!("10.200.{}.0/24", number + 10),
-            ));
+            a.request(add_peer(&other, "192.0.2.99:9", &format!("10.200.{}.0/24", number + 10)));
             let ips = format!("{},10.200.{}.0/24", network.slices[1], number + 100);
             a.request(add_peer(&key, &endpoint(2), &ips));
             a.request(add_peer(&key, &endpoint(2), network.slices[1]));
             let scope = overlayd::wire::PeerScope::Global;
-            a.request(Request::RemovePeer {
-                pubkey: other.to_string(),
-                scope,
-            });
+            a.request(Request::RemovePeer { pubkey: other.to_string(), scope });
         }
         let pings = pinger.finish();
-        println!(
-            "MEASURED: {}: 240 edits of peers under pings: {pings:?}",
-            stage(&a, &device)
-        );
+        println!("MEASURED: {}: 240 edits of peers under pings: {pings:?}", stage(&a, &device));
         assert_eq!(pings.lost, 0);
         a.assert_no_difference();
     });

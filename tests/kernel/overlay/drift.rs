@@ -30,9 +30,7 @@ fn drift_of(node: &OverlayNode) -> BTreeMap<String, f64> {
 
 /// By how much each series grew.
 fn growth(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
-    let grown = after
-        .iter()
-        .map(|(labels, value)| (labels.clone(), value - before.get(labels).unwrap_or(&0.0)));
+    let grown = after.iter().map(|(labels, value)| (labels.clone(), value - before.get(labels).unwrap_or(&0.0)));
     grown.filter(|(_, by)| *by != 0.0).collect()
 }
 
@@ -40,10 +38,7 @@ fn assert_named(what: &str, lines: &[String], wanted: &[(&str, &str)]) {
     assert_eq!(lines.len(), wanted.len(), "{what}: {lines:#?}");
     for (begin, content) in wanted {
         let names = |line: &&String| line.starts_with(begin) && line.contains(content);
-        assert!(
-            lines.iter().any(|line| names(&line)),
-            "{what}: {begin}…{content} in {lines:#?}"
-        );
+        assert!(lines.iter().any(|line| names(&line)), "{what}: {begin}…{content} in {lines:#?}");
     }
 }
 
@@ -57,10 +52,7 @@ fn assert_counted(what: &str, grown: &BTreeMap<String, f64>, wanted: &[(&str, &s
 fn assert_same(what: &str, before: &[String], after: &[String]) {
     let gone: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
     let new: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
-    assert!(
-        gone.is_empty() && new.is_empty(),
-        "{what}: gone {gone:#?}\nnew {new:#?}"
-    );
+    assert!(gone.is_empty() && new.is_empty(), "{what}: gone {gone:#?}\nnew {new:#?}");
 }
 
 /// The lines that are not about the session of our peer: it is made anew with its peer.
@@ -107,10 +99,7 @@ fn every_drift_is_named_with_the_agent_stopped_and_mended_when_it_goes_on() {
                 "MEASURED: {stage}: {what}: mended {took:?} after SIGCONT; counted {grown:?}; {}",
                 lines.join(" | ")
             );
-            assert!(
-                first_reply(&a.node, scene.pair.far(), TALK).is_some(),
-                "traffic after {what}"
-            );
+            assert!(first_reply(&a.node, scene.pair.far(), TALK).is_some(), "traffic after {what}");
         }
     });
 }
@@ -124,24 +113,14 @@ fn three_drifts_at_once_are_named_each_in_one_line_and_mended() {
         a.signal(Signal::SIGSTOP);
         assert!(remove_address(&scene) && remove_route(&scene) && remove_peer(&scene));
         let (lines, _) = a.diff();
-        assert_named(
-            "three",
-            &lines,
-            &[("+ address/", MISSING), ("+ route/", MISSING), ("+ peer/", MISSING)],
-        );
+        assert_named("three", &lines, &[("+ address/", MISSING), ("+ route/", MISSING), ("+ peer/", MISSING)]);
         let begin = Instant::now();
         a.signal(Signal::SIGCONT);
-        until("all three are counted", || {
-            drift_of(a).values().sum::<f64>() - counted.values().sum::<f64>() >= 3.0
-        });
+        until("all three are counted", || drift_of(a).values().sum::<f64>() - counted.values().sum::<f64>() >= 3.0);
         let took = begin.elapsed();
         a.resync();
         let grown = growth(&counted, &drift_of(a));
-        assert_counted(
-            "three",
-            &grown,
-            &[("address", "missing"), ("route", "missing"), ("peer", "missing")],
-        );
+        assert_counted("three", &grown, &[("address", "missing"), ("route", "missing"), ("peer", "missing")]);
         assert_same("three", &without_session(before), &without_session(scene.dump()));
         a.assert_no_difference();
         println!(
@@ -166,23 +145,14 @@ fn the_live_agent_mends_by_itself_what_the_kernel_tells_of_and_soon_what_it_does
                     continue;
                 }
                 let begin = Instant::now();
-                until(&format!("{what} is counted"), || {
-                    growth(&counted, &drift_of(a)).len() >= meddling.drift.len()
-                });
+                until(&format!("{what} is counted"), || growth(&counted, &drift_of(a)).len() >= meddling.drift.len());
                 let took = begin.elapsed();
                 until(&format!("nothing differs after {what}"), || a.diff() == (vec![], 0));
                 assert_counted(what, &growth(&counted, &drift_of(a)), meddling.drift);
                 assert_same(what, &without_session(before), &without_session(scene.dump()));
-                let how = if hinted {
-                    "told by the kernel"
-                } else {
-                    "found by a look every second"
-                };
+                let how = if hinted { "told by the kernel" } else { "found by a look every second" };
                 println!("MEASURED: {stage}: live, {what}: mended after {took:?} ({how})");
-                assert!(
-                    first_reply(&a.node, scene.pair.far(), TALK).is_some(),
-                    "traffic after {what}"
-                );
+                assert!(first_reply(&a.node, scene.pair.far(), TALK).is_some(), "traffic after {what}");
             }
         }
     });
@@ -196,12 +166,8 @@ fn remove_and_wait(node: &OverlayNode, link: &str, address: IpAddr) -> Duration 
     node.netlink(move |handle| async move {
         let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
         loop {
-            let mut addresses = handle
-                .address()
-                .get()
-                .set_link_index_filter(index)
-                .set_address_filter(address)
-                .execute();
+            let mut addresses =
+                handle.address().get().set_link_index_filter(index).set_address_filter(address).execute();
             if addresses.try_next().await.unwrap().is_some() {
                 return begin.elapsed();
             }
@@ -216,9 +182,8 @@ fn a_removed_address_is_back_within_milliseconds() {
     isolated(|| {
         let scene = Scene::new(3600);
         let device = scene.device().to_string();
-        let mut times: Vec<Duration> = (0..30)
-            .map(|_| remove_and_wait(scene.a(), &device, [10, 200, 0, 1].into()))
-            .collect();
+        let mut times: Vec<Duration> =
+            (0..30).map(|_| remove_and_wait(scene.a(), &device, [10, 200, 0, 1].into())).collect();
         times.sort();
         println!(
             "MEASURED: {}: address removed and back, 30 times: p50 {:?}, p99 {:?} (20 ms of it wait for the end of a burst)",
@@ -249,17 +214,10 @@ fn a_strangers_objects_on_our_link_stay() {
         assert!(a.observe().objects.contains_key(&key));
         let alias = a.netlink(|handle| async move {
             let mut found = handle.link().get().match_name(name).execute();
-            found
-                .try_next()
-                .await
-                .unwrap()
-                .unwrap()
-                .attributes
-                .into_iter()
-                .find_map(|attribute| match attribute {
-                    LinkAttribute::IfAlias(alias) => Some(alias),
-                    _ => None,
-                })
+            found.try_next().await.unwrap().unwrap().attributes.into_iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfAlias(alias) => Some(alias),
+                _ => None,
+            })
         });
         println!("MEASURED: alias of our link for people: {alias:?}");
     });
@@ -273,32 +231,16 @@ fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
         first_reply(&a.node, pair.far(), TALK).unwrap();
         let near = pair.near();
         let remove_address = || a.remove_address(&device, near);
-        let fallback = Key::Route {
-            destination: IPV6.cluster.parse().unwrap(),
-            metric: a.mark().fallback_metric(),
-        };
-        let through = Key::Route {
-            destination: IPV6.cluster.parse().unwrap(),
-            metric: a.mark().route_metric(),
-        };
+        let fallback = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().fallback_metric() };
+        let through = Key::Route { destination: IPV6.cluster.parse().unwrap(), metric: a.mark().route_metric() };
         let delete = |key: &Key, was: RouteSpec| {
-            a.execute(vec![Action::Delete {
-                key: key.clone(),
-                was: Spec::Route(was),
-            }])
-            .remove(0)
-            .unwrap();
+            a.execute(vec![Action::Delete { key: key.clone(), was: Spec::Route(was) }]).remove(0).unwrap();
         };
         let set_down = || {
             let name = device.clone();
             a.netlink(|handle| async move {
                 let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
-                handle
-                    .link()
-                    .change(LinkUnspec::new_with_index(index).down().build())
-                    .execute()
-                    .await
-                    .unwrap();
+                handle.link().change(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
             });
         };
         let delete_link = || {
@@ -307,12 +249,8 @@ fn an_ipv6_overlay_is_mended_like_an_ipv4_one() {
         };
         let acts: [(&str, &dyn Fn()); 5] = [
             ("address removed", &remove_address),
-            ("unreachable route removed", &|| {
-                delete(&fallback, RouteSpec::Unreachable)
-            }),
-            ("route removed", &|| {
-                delete(&through, RouteSpec::Through(pair.device.clone()))
-            }),
+            ("unreachable route removed", &|| delete(&fallback, RouteSpec::Unreachable)),
+            ("route removed", &|| delete(&through, RouteSpec::Through(pair.device.clone()))),
             ("device set down", &set_down),
             ("link deleted", &delete_link),
         ];

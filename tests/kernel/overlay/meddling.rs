@@ -37,11 +37,7 @@ impl Scene {
         }
         first_reply(&pair.a.node, pair.far(), TALK).unwrap();
         let peer = pair.b.public_key();
-        let scene = Self {
-            pair,
-            peer,
-            decoy: Mark::of_instance("/somebody/else"),
-        };
+        let scene = Self { pair, peer, decoy: Mark::of_instance("/somebody/else") };
         scene.place_decoys();
         scene.a().resync();
         scene
@@ -57,12 +53,7 @@ impl Scene {
 
     fn place_decoys(&self) {
         self.a().netlink(|handle| async move {
-            handle
-                .link()
-                .add(LinkBridge::new("stranger0").up().build())
-                .execute()
-                .await
-                .unwrap();
+            handle.link().add(LinkBridge::new("stranger0").up().build()).execute().await.unwrap();
             let wire = nix::net::if_::if_nametoindex("wire").unwrap();
             let routes = [
                 ([10, 79, 0, 0], 16, 4_u8, 20_u32),
@@ -90,46 +81,19 @@ impl Scene {
     /// A WireGuard device of another instance, with a peer.
     fn place_another_instance(&self) {
         let link: IfName = "zl-decoy".parse().unwrap();
-        let spec = LinkSpec {
-            kind: LinkKind::WireGuard,
-            mtu: 1400,
-            up: true,
-        };
-        let none = DeviceSpec {
-            key: KeyPair::from_public(None),
-            listen_port: 0,
-            fwmark: 0,
-        };
+        let spec = LinkSpec { kind: LinkKind::WireGuard, mtu: 1400, up: true };
+        let none = DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 };
         let key = KeyPair::from_private(PrivateKey::from_random_bytes([77; 32]));
-        let device = DeviceSpec {
-            key,
-            listen_port: 51777,
-            fwmark: 0,
-        };
-        let run = |actions| {
-            self.a()
-                .execute_as(self.decoy, actions)
-                .into_iter()
-                .for_each(|outcome| outcome.unwrap())
-        };
+        let device = DeviceSpec { key, listen_port: 51777, fwmark: 0 };
+        let run = |actions| self.a().execute_as(self.decoy, actions).into_iter().for_each(|outcome| outcome.unwrap());
         run(vec![create(Key::Link(link.clone()), Spec::Link(spec))]);
         if self.a().plane(&self.device()) == DataPlane::Userspace {
             // The backend would start the binary that it is part of, which is this test's.
             self.a().start_device(&link);
         }
         run(vec![
-            Action::Update {
-                key: Key::Device(link.clone()),
-                from: Spec::Device(none),
-                to: Spec::Device(device),
-            },
-            create(
-                Key::Address {
-                    link: link.clone(),
-                    address: "10.88.0.1/24".parse().unwrap(),
-                },
-                Spec::Address,
-            ),
+            Action::Update { key: Key::Device(link.clone()), from: Spec::Device(none), to: Spec::Device(device) },
+            create(Key::Address { link: link.clone(), address: "10.88.0.1/24".parse().unwrap() }, Spec::Address),
             create(peer_key(&link, 88), Spec::Peer(peer_spec("10.88.1.0/24"))),
         ]);
     }
@@ -139,42 +103,26 @@ impl Scene {
     }
 
     fn route_key(&self) -> Key {
-        Key::Route {
-            destination: IPV4.cluster.parse().unwrap(),
-            metric: self.a().mark().route_metric(),
-        }
+        Key::Route { destination: IPV4.cluster.parse().unwrap(), metric: self.a().mark().route_metric() }
     }
 
     fn fallback_key(&self) -> Key {
-        Key::Route {
-            destination: IPV4.cluster.parse().unwrap(),
-            metric: self.a().mark().fallback_metric(),
-        }
+        Key::Route { destination: IPV4.cluster.parse().unwrap(), metric: self.a().mark().fallback_metric() }
     }
 
     pub fn address_key(&self, address: &str) -> Key {
-        Key::Address {
-            link: self.device(),
-            address: address.parse().unwrap(),
-        }
+        Key::Address { link: self.device(), address: address.parse().unwrap() }
     }
 
     fn ours(&self) -> Key {
-        Key::Peer {
-            device: self.device(),
-            public_key: self.peer,
-        }
+        Key::Peer { device: self.device(), public_key: self.peer }
     }
 
     fn change_peer(&self, change: impl FnOnce(&mut PeerSpec)) {
         let from = self.a().peer(&self.peer).unwrap().0;
         let mut to = from.clone();
         change(&mut to);
-        self.execute(Action::Update {
-            key: self.ours(),
-            from: Spec::Peer(from),
-            to: Spec::Peer(to),
-        });
+        self.execute(Action::Update { key: self.ours(), from: Spec::Peer(from), to: Spec::Peer(to) });
     }
 
     fn execute(&self, action: Action) {
@@ -191,17 +139,11 @@ fn create(key: Key, spec: Spec) -> Action {
 }
 
 fn peer_key(device: &IfName, number: u8) -> Key {
-    Key::Peer {
-        device: device.clone(),
-        public_key: WgPublicKey::from_bytes([number; 32]),
-    }
+    Key::Peer { device: device.clone(), public_key: WgPublicKey::from_bytes([number; 32]) }
 }
 
 fn peer_spec(network: &str) -> PeerSpec {
-    PeerSpec {
-        allowed_ips: [network.parse::<Cidr>().unwrap()].into(),
-        ..PeerSpec::default()
-    }
+    PeerSpec { allowed_ips: [network.parse::<Cidr>().unwrap()].into(), ..PeerSpec::default() }
 }
 
 /// One way of meddling.
@@ -218,9 +160,7 @@ pub struct Meddling {
 }
 
 pub fn remove_address(scene: &Scene) -> bool {
-    scene
-        .a()
-        .remove_address(scene.device().as_str(), [10, 200, 0, 1].into());
+    scene.a().remove_address(scene.device().as_str(), [10, 200, 0, 1].into());
     true
 }
 
@@ -243,12 +183,7 @@ fn set_down(scene: &Scene) -> bool {
     let name = scene.device().to_string();
     scene.a().netlink(|handle| async move {
         let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
-        handle
-            .link()
-            .change(LinkUnspec::new_with_index(index).down().build())
-            .execute()
-            .await
-            .unwrap();
+        handle.link().change(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
     });
     true
 }
@@ -271,10 +206,7 @@ fn add_an_address(scene: &Scene) -> bool {
 }
 
 fn add_a_peer(scene: &Scene) -> bool {
-    scene.execute(create(
-        peer_key(&scene.device(), 99),
-        Spec::Peer(peer_spec("10.200.99.0/24")),
-    ));
+    scene.execute(create(peer_key(&scene.device(), 99), Spec::Peer(peer_spec("10.200.99.0/24"))));
     true
 }
 
@@ -290,16 +222,10 @@ fn change_keepalive(scene: &Scene) -> bool {
 
 fn change_device(scene: &Scene, change: impl FnOnce(&mut DeviceSpec)) {
     let key = Key::Device(scene.device());
-    let Spec::Device(from) = scene.a().observe().objects[&key].spec.clone() else {
-        panic!()
-    };
+    let Spec::Device(from) = scene.a().observe().objects[&key].spec.clone() else { panic!() };
     let mut to = from.clone();
     change(&mut to);
-    scene.execute(Action::Update {
-        key,
-        from: Spec::Device(from),
-        to: Spec::Device(to),
-    });
+    scene.execute(Action::Update { key, from: Spec::Device(from), to: Spec::Device(to) });
 }
 
 fn change_port(scene: &Scene) -> bool {
@@ -308,9 +234,7 @@ fn change_port(scene: &Scene) -> bool {
 }
 
 fn change_key(scene: &Scene) -> bool {
-    change_device(scene, |device| {
-        device.key = KeyPair::from_private(PrivateKey::from_random_bytes([66; 32]))
-    });
+    change_device(scene, |device| device.key = KeyPair::from_private(PrivateKey::from_random_bytes([66; 32])));
     true
 }
 
@@ -361,9 +285,7 @@ fn kill_the_device_process(scene: &Scene) -> bool {
         return false;
     };
     kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    until("nobody serves the device", || {
-        scene.a().device_process(&scene.device()).is_none()
-    });
+    until("nobody serves the device", || scene.a().device_process(&scene.device()).is_none());
     true
 }
 
@@ -373,10 +295,7 @@ pub const MEDDLINGS: [Meddling; 18] = [
     Meddling {
         what: "private key changed",
         act: change_key,
-        lines: &[(
-            "~ device/",
-            "public_key EyxEK+AQ+9V+cmAzKKp25x/MwVA6riGTJ9FNnJmT9HI= -> ",
-        )],
+        lines: &[("~ device/", "public_key EyxEK+AQ+9V+cmAzKKp25x/MwVA6riGTJ9FNnJmT9HI= -> ")],
         drift: &[("device", "changed")],
         hinted: false,
     },
@@ -390,10 +309,7 @@ pub const MEDDLINGS: [Meddling; 18] = [
     Meddling {
         what: "allowed IP taken by another peer",
         act: take_the_allowed_ip,
-        lines: &[
-            ("~ peer/", "allowed_ips none -> 10.200.1.0/24"),
-            ("- peer/", "ours, but not in the document"),
-        ],
+        lines: &[("~ peer/", "allowed_ips none -> 10.200.1.0/24"), ("- peer/", "ours, but not in the document")],
         drift: &[("peer", "changed"), ("peer", "extra")],
         hinted: false,
     },

@@ -27,17 +27,13 @@ fn ask_for_a_resync(node: &OverlayNode) -> std::os::unix::net::UnixStream {
     use std::io::Write;
     let mut stream = std::os::unix::net::UnixStream::connect(node.socket()).unwrap();
     let request = AgentRequest::Resync;
-    stream
-        .write_all(&encode_agent(&AgentFrame::Request { id: 1, request }).unwrap())
-        .unwrap();
+    stream.write_all(&encode_agent(&AgentFrame::Request { id: 1, request }).unwrap()).unwrap();
     stream
 }
 
 /// Waits for a text in what the agent logged after `from`.
 fn logged(node: &OverlayNode, from: usize, text: &str) {
-    until(&format!("the agent logs {text:?}"), || {
-        node.log().get(from..).is_some_and(|log| log.contains(text))
-    });
+    until(&format!("the agent logs {text:?}"), || node.log().get(from..).is_some_and(|log| log.contains(text)));
 }
 
 /// Kills the agent at one of ten moments.
@@ -68,10 +64,7 @@ fn kill_at(moment: usize, a: &mut OverlayNode) -> &'static str {
             "right after an AddPeer was acknowledged"
         }
         5 => {
-            a.request(Request::RemovePeer {
-                pubkey: numbered(4).to_string(),
-                scope: PeerScope::Global,
-            });
+            a.request(Request::RemovePeer { pubkey: numbered(4).to_string(), scope: PeerScope::Global });
             "right after a RemovePeer was acknowledged"
         }
         6 => {
@@ -109,12 +102,7 @@ fn kill_at(moment: usize, a: &mut OverlayNode) -> &'static str {
 #[test]
 fn no_ping_is_lost_while_an_agent_is_killed_and_started_ten_times() {
     isolated(|| {
-        let Pair {
-            mut a,
-            b,
-            device,
-            network,
-        } = pair(IPV4);
+        let Pair { mut a, b, device, network } = pair(IPV4);
         let far = network.nodes[1].parse().unwrap();
         first_reply(&a.node, far, TALK).unwrap();
         let key = b.public_key();
@@ -131,13 +119,7 @@ fn no_ping_is_lost_while_an_agent_is_killed_and_started_ten_times() {
             let what = kill_at(moment, &mut a);
             std::thread::sleep(Duration::from_millis(100));
             let ready = a.start();
-            assert_eq!(
-                a.actions(),
-                0.0,
-                "killed {what}: {:?}\n{}",
-                a.metric("overlayd_actions_total"),
-                a.log_tail()
-            );
+            assert_eq!(a.actions(), 0.0, "killed {what}: {:?}\n{}", a.metric("overlayd_actions_total"), a.log_tail());
             a.assert_no_difference();
             std::thread::sleep(Duration::from_millis(100));
             let pings = pinger.finish();
@@ -157,10 +139,7 @@ fn no_ping_is_lost_while_an_agent_is_killed_and_started_ten_times() {
         }
         assert!(lost.is_empty(), "{lost:?}");
         // WireGuard itself makes a new session after two minutes (white paper section 6.1).
-        assert!(
-            after == handshake || begin.elapsed() > Duration::from_secs(100),
-            "{handshake:?} -> {after:?}"
-        );
+        assert!(after == handshake || begin.elapsed() > Duration::from_secs(100), "{handshake:?} -> {after:?}");
         assert!(after.is_some());
     });
 }
@@ -173,10 +152,7 @@ fn an_edit_that_was_not_acknowledged_when_the_agent_died_is_finished_or_was_neve
         first_reply(&a.node, far, TALK).unwrap();
         let pinger = Pinger::start(&a.node, far, Duration::from_millis(10));
         let mut outcomes = Vec::new();
-        for (turn, micros) in [0, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000]
-            .into_iter()
-            .enumerate()
-        {
+        for (turn, micros) in [0, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000].into_iter().enumerate() {
             let key = numbered(u8::try_from(turn).unwrap() + 10);
             let socket: PathBuf = a.socket();
             let request = add_peer(&key, "192.0.2.110:51820", &format!("10.200.{}.0/24", turn + 10));
@@ -205,21 +181,13 @@ fn an_edit_that_was_not_acknowledged_when_the_agent_died_is_finished_or_was_neve
 #[test]
 fn a_machine_that_lost_all_kernel_state_comes_up_without_any_client() {
     isolated(|| {
-        let Pair {
-            mut a,
-            b,
-            device,
-            network,
-        } = pair(IPV4);
+        let Pair { mut a, b, device, network } = pair(IPV4);
         let far = network.nodes[1].parse().unwrap();
         first_reply(&a.node, far, TALK).unwrap();
         a.kill();
         // The next boot: the sockets of the former life lie about, the namespace is new.
         drop(a);
-        until("the wire is gone", || {
-            b.node
-                .block_on(|| async { nix::net::if_::if_nametoindex("wire").is_err() })
-        });
+        until("the wire is gone", || b.node.block_on(|| async { nix::net::if_::if_nametoindex("wire").is_err() }));
         let mut a = OverlayNode::within(Node::new(), "a", "a");
         a.node.wire(&b.node, [192, 0, 2, 1].into(), [192, 0, 2, 2].into(), 24);
         let ready = a.start();
@@ -257,10 +225,7 @@ fn an_overlay_without_a_slice_comes_up_and_says_what_it_lacks() {
         assert_eq!(a.actions() - actions, 1.0, "{:?}", a.metric("overlayd_actions_total"));
         assert!(gone.is_empty());
         // The address, and the entry of the local table that the kernel makes of it.
-        assert!(
-            new.iter().all(|line| line.contains("10.200.0.1")) && !new.is_empty(),
-            "{new:?}"
-        );
+        assert!(new.iter().all(|line| line.contains("10.200.0.1")) && !new.is_empty(), "{new:?}");
         a.assert_no_difference();
         drop(b);
     });
@@ -282,9 +247,7 @@ fn a_teardown_leaves_the_node_as_it_was_before_the_setup() {
         a.request(Request::TeardownGlobalOverlay);
         assert_eq!(a.dump(&[a.mark()]), before);
         if let Some(pid) = process {
-            until("the device process ends", || {
-                !std::path::Path::new(&format!("/proc/{pid}")).exists()
-            });
+            until("the device process ends", || !std::path::Path::new(&format!("/proc/{pid}")).exists());
         }
         a.assert_no_difference();
         println!(
@@ -301,9 +264,7 @@ fn an_agent_killed_while_it_builds_the_overlay_finishes_it_at_the_next_start() {
         let (mut a, b) = two_nodes();
         let mut outcomes = Vec::new();
         let bare = a.dump(&[a.mark()]);
-        for micros in [
-            300, 1000, 2000, 3000, 4000, 6000, 9000, 15_000, 25_000, 40_000, 60_000, 90_000, 150_000,
-        ] {
+        for micros in [300, 1000, 2000, 3000, 4000, 6000, 9000, 15_000, 25_000, 40_000, 60_000, 90_000, 150_000] {
             let socket = a.socket();
             let request = crate::overlay_node::setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT);
             let asked = std::thread::spawn(move || {

@@ -83,13 +83,7 @@ fn edit(document: &mut Document, edit: &Edit) -> Touched {
 fn document(peers: u32) -> Document {
     let mut document = Document::default();
     let own = KeyPair::from_private(PrivateKey::from_random_bytes([7; 32]));
-    document.absorb(
-        1,
-        &[Mutation {
-            key: RecordKey::NodeKey,
-            record: Some(Record::NodeKey(own)),
-        }],
-    );
+    document.absorb(1, &[Mutation { key: RecordKey::NodeKey, record: Some(Record::NodeKey(own)) }]);
     let overlay = OverlayRequest {
         deployment: "e2e".parse().unwrap(),
         instance: "0".parse().unwrap(),
@@ -127,9 +121,7 @@ impl<K: Kernel> Bench<K> {
 
     async fn apply(&mut self, wanted: &Edit) -> Round {
         let touched = edit(&mut self.document.write().unwrap(), wanted);
-        let Touched::Keys(keys) = touched else {
-            panic!("{wanted:?} touches {touched:?}")
-        };
+        let Touched::Keys(keys) = touched else { panic!("{wanted:?} touches {touched:?}") };
         let round = self.engine.round(Scope::Keys(keys)).await;
         assert!(round.in_sync, "{round:?}");
         round
@@ -148,13 +140,11 @@ fn device() -> IfName {
 fn peers_in(message: &[u8]) -> Vec<WireguardPeer> {
     // After nlmsghdr and genlmsghdr.
     let attributes = NlasIterator::new(&message[20..]);
-    let peers = attributes.filter_map(
-        |attribute| match WireguardAttribute::parse(&attribute.unwrap()).unwrap() {
-            WireguardAttribute::Peers(peers) => Some(peers),
-            WireguardAttribute::Flags(flags) => panic!("device flags are never sent: {flags:?}"),
-            _ => None,
-        },
-    );
+    let peers = attributes.filter_map(|attribute| match WireguardAttribute::parse(&attribute.unwrap()).unwrap() {
+        WireguardAttribute::Peers(peers) => Some(peers),
+        WireguardAttribute::Flags(flags) => panic!("device flags are never sent: {flags:?}"),
+        _ => None,
+    });
     peers.flatten().collect()
 }
 
@@ -240,22 +230,15 @@ async fn one_more_of_a_thousand() {
         DataPlane::Kernel => {
             let mut bench = Bench::new(kernel, mark(), document(1000));
             bench.full().await;
-            let all: Vec<_> = messages
-                .try_iter()
-                .map(|message| peers_in(&message))
-                .filter(|peers| !peers.is_empty())
-                .collect();
+            let all: Vec<_> =
+                messages.try_iter().map(|message| peers_in(&message)).filter(|peers| !peers.is_empty()).collect();
             println!("MEASURED: kernel: 1,000 peers went in {} messages", all.len());
             check_one_more(&mut bench, || kernel_said(&messages)).await;
         }
         DataPlane::Userspace => {
-            device_process::start(
-                Path::new(env!("CARGO_BIN_EXE_overlayd")),
-                &device(),
-                Path::new("/run/wg"),
-            )
-            .await
-            .unwrap();
+            device_process::start(Path::new(env!("CARGO_BIN_EXE_overlayd")), &device(), Path::new("/run/wg"))
+                .await
+                .unwrap();
             let said = listen_between(Path::new("/run/between"), Path::new("/run/wg"));
             let kernel = LinuxKernel::open(options("/run/between")).unwrap();
             let mut bench = Bench::new(kernel, mark(), document(1000));
@@ -276,15 +259,8 @@ async fn one_more_of_a_thousand() {
 
 /// The link alone, so that its device process can be started from the right binary.
 async fn make_link(kernel: &mut LinuxKernel) {
-    let spec = overlayd::object::LinkSpec {
-        kind: overlayd::object::LinkKind::WireGuard,
-        mtu: 1420,
-        up: true,
-    };
-    let action = overlayd::action::Action::Create {
-        key: Key::Link(device()),
-        spec: Spec::Link(spec),
-    };
+    let spec = overlayd::object::LinkSpec { kind: overlayd::object::LinkKind::WireGuard, mtu: 1420, up: true };
+    let action = overlayd::action::Action::Create { key: Key::Link(device()), spec: Spec::Link(spec) };
     match kernel.execute(&[action]).await.remove(0) {
         Ok(()) => {}
         Err(error) => crate::lab::skip(&format!("no WireGuard link: {error}")),
@@ -308,15 +284,8 @@ async fn check_one_more(bench: &mut Bench<LinuxKernel>, said: impl Fn() -> Vec<u
     said();
     let round = bench.apply(&peer(5000)).await;
     let added = said();
-    assert_eq!(
-        others(&mut bench.engine, &key(5000)).await,
-        before,
-        "the other peers are as they were"
-    );
-    let moved = Edit::EnsureAllowedIp {
-        peer: key(5000),
-        allowed_ip: "10.101.0.0/24".parse().unwrap(),
-    };
+    assert_eq!(others(&mut bench.engine, &key(5000)).await, before, "the other peers are as they were");
+    let moved = Edit::EnsureAllowedIp { peer: key(5000), allowed_ip: "10.101.0.0/24".parse().unwrap() };
     bench.apply(&moved).await;
     let widened = said();
     bench.apply(&Edit::RemovePeer(key(5000))).await;
@@ -374,10 +343,7 @@ async fn pour(socket: &Path, requests: impl Iterator<Item = Request>) -> u32 {
         {
             id += 1;
             in_flight.insert(id);
-            stream
-                .write_all(&encode(&Frame::Request { id, request }).unwrap())
-                .await
-                .unwrap();
+            stream.write_all(&encode(&Frame::Request { id, request }).unwrap()).await.unwrap();
         }
         let count = stream.read(&mut chunk).await.unwrap();
         assert_ne!(count, 0);

@@ -34,12 +34,7 @@ fn blocked_by(what: &str, make: impl FnOnce(&OverlayNode, &IfName)) {
     a.resync();
     let (lines, status) = a.diff();
     assert_eq!(status, 2);
-    assert!(
-        lines
-            .iter()
-            .any(|line| line.contains(&format!("! link/{name}: blocked: "))),
-        "{lines:?}"
-    );
+    assert!(lines.iter().any(|line| line.contains(&format!("! link/{name}: blocked: "))), "{lines:?}");
     assert_eq!(a.metric("overlayd_errors_current")["{kind=\"link\"}"], 1.0);
     assert_eq!(raw_link(&a, &name), raw, "byte for byte");
     assert_eq!(about(a.dump(&[])), before);
@@ -53,20 +48,14 @@ fn blocked_by(what: &str, make: impl FnOnce(&OverlayNode, &IfName)) {
     b.request(add_peer(&a.public_key(), &endpoint(1), IPV4.slices[0]));
     let ping = first_reply(&a.node, IPV4.nodes[1].parse().unwrap(), TALK).unwrap();
     until("nothing differs", || a.diff() == (vec![], 0));
-    println!(
-        "MEASURED: {}: the {what} gone, ours up after {took:?}; first ping {ping:?}",
-        stage(&a, &device)
-    );
+    println!("MEASURED: {}: the {what} gone, ours up after {took:?}; first ping {ping:?}", stage(&a, &device));
 }
 
 impl OverlayNode {
     /// A peer that waits in the document while the overlay is blocked: kept, and the answer says that it is not in effect.
     fn request_anyway(&self, other: &OverlayNode) {
         let answer = self.ask(add_peer(&other.public_key(), &endpoint(2), IPV4.slices[1]));
-        assert!(
-            matches!(&answer, Response::Err { message } if message.contains("kept")),
-            "{answer:?}"
-        );
+        assert!(matches!(&answer, Response::Err { message } if message.contains("kept")), "{answer:?}");
     }
 }
 
@@ -75,25 +64,14 @@ fn raw_link(node: &OverlayNode, name: &str) -> Vec<u8> {
     use rtnetlink::packet_core::Emitable;
     let name = name.to_owned();
     node.netlink(|handle| async move {
-        let mut link = handle
-            .link()
-            .get()
-            .match_name(name)
-            .execute()
-            .try_next()
-            .await
-            .unwrap()
-            .unwrap();
+        let mut link = handle.link().get().match_name(name).execute().try_next().await.unwrap().unwrap();
         link.attributes.retain(|attribute| {
             use rtnetlink::packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkInfo};
             match attribute {
                 // Timers that run by themselves.
-                LinkAttribute::LinkInfo(infos) => !infos.iter().any(|info| {
-                    matches!(
-                        info,
-                        LinkInfo::Kind(InfoKind::Bridge) | LinkInfo::Data(InfoData::Bridge(_))
-                    )
-                }),
+                LinkAttribute::LinkInfo(infos) => !infos
+                    .iter()
+                    .any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge) | LinkInfo::Data(InfoData::Bridge(_)))),
                 LinkAttribute::Stats(_) | LinkAttribute::Stats64(_) | LinkAttribute::AfSpecUnspec(_) => false,
                 _ => true,
             }
@@ -110,12 +88,7 @@ fn a_strangers_bridge_with_our_name_blocks_and_is_not_touched() {
         blocked_by("bridge", |node, device| {
             let name = device.to_string();
             node.netlink(|handle| async move {
-                handle
-                    .link()
-                    .add(LinkBridge::new(&name).up().build())
-                    .execute()
-                    .await
-                    .unwrap();
+                handle.link().add(LinkBridge::new(&name).up().build()).execute().await.unwrap();
             });
         });
     });
@@ -137,12 +110,7 @@ fn make_wireguard(node: &Node, name: &str) -> bool {
     node.block_on(move || async move {
         let (connection, handle, _) = rtnetlink::new_connection().unwrap();
         tokio::spawn(connection);
-        handle
-            .link()
-            .add(LinkWireguard::new(&name).build())
-            .execute()
-            .await
-            .is_ok()
+        handle.link().add(LinkWireguard::new(&name).build()).execute().await.is_ok()
     })
 }
 
@@ -152,9 +120,7 @@ fn a_strangers_wireguard_link_with_our_name_blocks_and_is_not_touched() {
         if !make_wireguard(&Node::new(), "probe") {
             skip("no kernel WireGuard");
         }
-        blocked_by("wireguard link", |node, device| {
-            assert!(make_wireguard(&node.node, device.as_str()))
-        });
+        blocked_by("wireguard link", |node, device| assert!(make_wireguard(&node.node, device.as_str())));
     });
 }
 
@@ -169,18 +135,14 @@ fn a_link_that_lost_our_mark_is_a_strangers_until_it_has_it_again() {
             node.netlink(move |handle| async move {
                 let index = nix::net::if_::if_nametoindex(name.as_str()).unwrap();
                 let mut change = LinkUnspec::new_with_index(index).build();
-                change
-                    .attributes
-                    .push(rtnetlink::packet_route::link::LinkAttribute::Group(group));
+                change.attributes.push(rtnetlink::packet_route::link::LinkAttribute::Group(group));
                 handle.link().change(change).execute().await.unwrap();
             });
         };
         set_group(&a, 0);
         let before = a.dump(&[]);
         a.resync();
-        until("it is blocked", || {
-            a.diff().0.iter().any(|line| line.contains("blocked"))
-        });
+        until("it is blocked", || a.diff().0.iter().any(|line| line.contains("blocked")));
         assert_eq!(a.dump(&[]), before);
         set_group(&a, group);
         until("it is ours again", || a.diff() == (vec![], 0));

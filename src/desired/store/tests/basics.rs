@@ -68,14 +68,8 @@ fn the_journal_rotates_and_is_trimmed_up_to_the_oldest_copy_only() {
 #[test]
 fn without_checkpoint_and_newest_copy_the_older_copy_and_the_journal_still_reach_the_end() {
     let dir = tempfile::tempdir().unwrap();
-    let limits = Limits {
-        segment_bytes: 1024,
-        history_bytes: 0,
-        export_every: 7,
-    };
-    let mut store = DiskStore::open_limited(dir.path(), limits, UnixTime(5), first)
-        .unwrap()
-        .store;
+    let limits = Limits { segment_bytes: 1024, history_bytes: 0, export_every: 7 };
+    let mut store = DiskStore::open_limited(dir.path(), limits, UnixTime(5), first).unwrap().store;
     for generation in 2..=60 {
         store.commit(&[entry(generation)]).unwrap();
         store.tidy().unwrap();
@@ -85,10 +79,7 @@ fn without_checkpoint_and_newest_copy_the_older_copy_and_the_journal_still_reach
         history(dir.path(), 0).unwrap()[0].generation > 30,
         "with no history to keep, all but the needed is trimmed"
     );
-    let mut copies: Vec<_> = fs::read_dir(dir.path().join("export"))
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .collect();
+    let mut copies: Vec<_> = fs::read_dir(dir.path().join("export")).unwrap().map(|e| e.unwrap().path()).collect();
     copies.sort();
     fs::remove_file(&copies[1]).unwrap();
     fs::remove_dir_all(dir.path().join("sled")).unwrap();
@@ -180,10 +171,7 @@ fn a_newer_format_is_refused_by_its_number() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path()).unwrap());
     fs::write(dir.path().join("FORMAT"), "overlayd-store 2\n").unwrap();
-    assert!(matches!(
-        open(dir.path()),
-        Err(StoreError::Newer { found: 2, known: 1, .. })
-    ));
+    assert!(matches!(open(dir.path()), Err(StoreError::Newer { found: 2, known: 1, .. })));
 }
 
 #[test]
@@ -192,23 +180,15 @@ fn big_odd_and_binary_values_come_back_byte_for_byte_from_every_part() {
     let values: Vec<Vec<u8>> = vec![
         vec![],
         vec![0; 100_000],
-        (0..300_000u32)
-            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
-            .collect(),
+        (0..300_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect(),
         br#" {"b":1, "a":1.50} "#.to_vec(),
         br#"{"b":1, "a":1.50}"#.to_vec(),
         br#"{"$base64":"AAAA"}"#.to_vec(),
         b"null".to_vec(),
     ];
     let mut opened = open(dir.path()).unwrap();
-    let writes = values
-        .iter()
-        .enumerate()
-        .map(|(n, v)| Write {
-            key: format!("odd/{n}"),
-            value: Some(v.clone()),
-        })
-        .collect();
+    let writes =
+        values.iter().enumerate().map(|(n, v)| Write { key: format!("odd/{n}"), value: Some(v.clone()) }).collect();
     opened.store.commit(&[super::Entry { writes, ..entry(2) }]).unwrap();
     let check = |contents: &Contents| {
         for (n, value) in values.iter().enumerate() {
@@ -235,22 +215,13 @@ fn an_export_is_redacted_and_can_be_imported_elsewhere_and_over() {
     let report = import(two.path(), &text, UnixTime(7)).unwrap();
     assert!(report.starts, "{report}");
     let mut opened = open(two.path()).unwrap();
-    assert_eq!(
-        (opened.contents.generation, opened.contents.records.len()),
-        (30, expected(30).records.len())
-    );
+    assert_eq!((opened.contents.generation, opened.contents.records.len()), (30, expected(30).records.len()));
     opened.store.commit(&[entry(31), entry(32)]).unwrap();
-    assert!(matches!(
-        import(two.path(), &text, UnixTime(8)),
-        Err(StoreError::InUse { .. })
-    ));
+    assert!(matches!(import(two.path(), &text, UnixTime(8)), Err(StoreError::InUse { .. })));
     drop(opened);
     import(two.path(), &text, UnixTime(8)).unwrap();
     let again = open(two.path()).unwrap().contents;
-    assert_eq!(
-        (again.generation, again.records.len()),
-        (33, expected(30).records.len())
-    );
+    assert_eq!((again.generation, again.records.len()), (33, expected(30).records.len()));
 
     let hidden = export(one.path(), &|key, value| {
         if key == "node" {
@@ -260,10 +231,7 @@ fn an_export_is_redacted_and_can_be_imported_elsewhere_and_over() {
     let hidden = hidden.unwrap();
     assert_eq!(hidden["records"]["node"], "(hidden)");
     assert!(!hidden.to_string().contains("n1"));
-    assert!(matches!(
-        import(two.path(), "{}", UnixTime(8)),
-        Err(StoreError::BadCopy { .. })
-    ));
+    assert!(matches!(import(two.path(), "{}", UnixTime(8)), Err(StoreError::BadCopy { .. })));
 }
 
 #[test]

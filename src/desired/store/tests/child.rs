@@ -26,9 +26,7 @@ fn child_writer() {
     writeln!(out, "\nacknowledged {last}").unwrap();
     loop {
         let size = last % 5 + 1;
-        store
-            .commit(&(last + 1..=last + size).map(entry).collect::<Vec<_>>())
-            .unwrap();
+        store.commit(&(last + 1..=last + size).map(entry).collect::<Vec<_>>()).unwrap();
         last += size;
         writeln!(out, "acknowledged {last}").unwrap();
         if last.is_multiple_of(7) {
@@ -76,11 +74,7 @@ fn a_writer_that_is_killed_again_and_again_keeps_what_it_acknowledged() {
         reader.join().unwrap();
         let acknowledged = acknowledged.load(Ordering::SeqCst);
         let found = open(dir.path()).unwrap().contents;
-        assert!(
-            found.generation >= acknowledged,
-            "{} < {acknowledged}",
-            found.generation
-        );
+        assert!(found.generation >= acknowledged, "{} < {acknowledged}", found.generation);
         assert!(found.generation <= acknowledged + 5);
         assert_holds(&found, found.generation);
         reached = found.generation;
@@ -98,14 +92,7 @@ fn on_a_small_disk(test: fn(&Path)) {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        mount(
-            Some("small"),
-            dir.path(),
-            Some("tmpfs"),
-            MsFlags::empty(),
-            Some("size=512k,mode=0700"),
-        )
-        .unwrap();
+        mount(Some("small"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=512k,mode=0700")).unwrap();
         test(dir.path());
         let _ = nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH);
     });

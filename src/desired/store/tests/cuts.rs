@@ -22,9 +22,7 @@ fn random(state: &mut u64) -> u64 {
 
 /// Thousands of opens: in memory where there is such a place, the model is what counts here.
 fn fast_dir() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap()
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 /// A store's life: created, filled in groups, folded now and then, stopped, opened again.
@@ -36,20 +34,14 @@ fn record(root: &Path, snapshots: &Path) -> Vec<Op> {
         recorder.note(Op::FoldEnds(snapshot));
     };
     recorder.note(Op::FoldBegins);
-    let start = || {
-        DiskStore::open_with(Arc::new(recorder.clone()), root, SMALL, UnixTime(5), first)
-            .unwrap()
-            .store
-    };
+    let start = || DiskStore::open_with(Arc::new(recorder.clone()), root, SMALL, UnixTime(5), first).unwrap().store;
     let mut store = start();
     folded(1);
     recorder.note(Op::Acknowledged(1));
     let mut next = 2;
     while next <= LAST {
         let size = (next % 3 + 1).min(LAST - next + 1);
-        store
-            .commit(&(next..next + size).map(entry).collect::<Vec<_>>())
-            .unwrap();
+        store.commit(&(next..next + size).map(entry).collect::<Vec<_>>()).unwrap();
         next += size;
         recorder.note(Op::Acknowledged(next - 1));
         store.settle(next - 2).unwrap();
@@ -110,17 +102,12 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
     std::fs::create_dir(&root).unwrap();
     let ops = record(&root, &snapshots);
     // Per moment: nothing kept, all kept, and chance. A night may ask for more.
-    let cuts = std::env::var("OVERLAYD_CUTS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(6usize);
+    let cuts = std::env::var("OVERLAYD_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(6usize);
     let mut chance = 1;
     let mut cases = 0;
     for at in 0..=ops.len() {
-        let acknowledged = ops[..at]
-            .iter()
-            .rev()
-            .find_map(|op| if let Op::Acknowledged(g) = op { Some(*g) } else { None });
+        let acknowledged =
+            ops[..at].iter().rev().find_map(|op| if let Op::Acknowledged(g) = op { Some(*g) } else { None });
         let checkpoints = checkpoints(&ops, at);
         for number in 0..cuts.max(checkpoints.len()) {
             let target = work.path().join("cut");
@@ -150,11 +137,7 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
 fn survives(dir: &Path, acknowledged: u64, at: &str) {
     if acknowledged > 0 {
         let read = read_only(dir).unwrap_or_else(|e| panic!("{at}: {e}"));
-        assert!(
-            read.generation >= acknowledged,
-            "{at}: a reader finds {}",
-            read.generation
-        );
+        assert!(read.generation >= acknowledged, "{at}: a reader finds {}", read.generation);
     }
     let mut opened = open(dir).unwrap_or_else(|e| panic!("{at}: {e}"));
     let found = opened.contents.generation;
@@ -179,10 +162,7 @@ fn a_model_without_the_wait_for_the_disk_is_caught() {
     let target = work.path().join("cut");
     std::fs::create_dir(&target).unwrap();
     after_cut(&ops, Cut::KeepsNothing, &target);
-    assert!(
-        read_only(&target).is_err(),
-        "without a single wait everything must be gone"
-    );
+    assert!(read_only(&target).is_err(), "without a single wait everything must be gone");
 }
 
 #[test]
@@ -195,15 +175,11 @@ fn a_disk_that_refuses_a_write_costs_that_commit_only() {
     ] {
         let dir = fast_dir();
         let disk = Recorder::new(dir.path());
-        let mut store = DiskStore::open_with(Arc::new(disk.clone()), dir.path(), SMALL, UnixTime(5), first)
-            .unwrap()
-            .store;
+        let mut store =
+            DiskStore::open_with(Arc::new(disk.clone()), dir.path(), SMALL, UnixTime(5), first).unwrap().store;
         store.commit(&[entry(2)]).unwrap();
         disk.fail(what, kind);
-        assert!(
-            matches!(store.commit(&[entry(3)]), Err(StoreError::Io { .. })),
-            "{what:?} {kind:?}"
-        );
+        assert!(matches!(store.commit(&[entry(3)]), Err(StoreError::Io { .. })), "{what:?} {kind:?}");
         assert_holds(&read_only(dir.path()).unwrap(), 2);
         store.commit(&[entry(3)]).unwrap();
         drop(store);
@@ -213,33 +189,18 @@ fn a_disk_that_refuses_a_write_costs_that_commit_only() {
 
 #[test]
 fn a_disk_that_no_longer_says_what_it_holds_stops_the_store() {
-    for failures in [
-        vec![Fail::Sync],
-        vec![Fail::Write, Fail::Truncate],
-        vec![Fail::Write, Fail::Sync],
-    ] {
+    for failures in [vec![Fail::Sync], vec![Fail::Write, Fail::Truncate], vec![Fail::Write, Fail::Sync]] {
         let dir = fast_dir();
         let disk = Recorder::new(dir.path());
-        let mut store = DiskStore::open_with(Arc::new(disk.clone()), dir.path(), SMALL, UnixTime(5), first)
-            .unwrap()
-            .store;
+        let mut store =
+            DiskStore::open_with(Arc::new(disk.clone()), dir.path(), SMALL, UnixTime(5), first).unwrap().store;
         store.commit(&[entry(2)]).unwrap();
         failures.iter().for_each(|what| disk.fail(*what, ErrorKind::Other));
-        assert!(
-            matches!(store.commit(&[entry(3)]), Err(StoreError::Stopped { .. })),
-            "{failures:?}"
-        );
-        assert!(
-            matches!(store.commit(&[entry(3)]), Err(StoreError::Stopped { .. })),
-            "{failures:?}"
-        );
+        assert!(matches!(store.commit(&[entry(3)]), Err(StoreError::Stopped { .. })), "{failures:?}");
+        assert!(matches!(store.commit(&[entry(3)]), Err(StoreError::Stopped { .. })), "{failures:?}");
         drop(store);
         let found = open(dir.path()).unwrap().contents;
-        assert!(
-            (2..=3).contains(&found.generation),
-            "{failures:?}: {}",
-            found.generation
-        );
+        assert!((2..=3).contains(&found.generation), "{failures:?}: {}", found.generation);
         assert_holds(&found, found.generation);
     }
 }
@@ -249,9 +210,8 @@ fn a_rotation_that_fails_can_be_tried_again() {
     for what in [Fail::Create, Fail::SyncDir] {
         let dir = fast_dir();
         let disk = Recorder::new(dir.path());
-        let mut store = DiskStore::open_with(Arc::new(disk.clone()), dir.path(), SMALL, UnixTime(5), first)
-            .unwrap()
-            .store;
+        let mut store =
+            DiskStore::open_with(Arc::new(disk.clone()), dir.path(), SMALL, UnixTime(5), first).unwrap().store;
         let mut refused = 0;
         for generation in 2..=40 {
             disk.fail(what, ErrorKind::StorageFull);

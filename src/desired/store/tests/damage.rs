@@ -12,9 +12,7 @@ use crate::clock::UnixTime;
 const LAST: u64 = 40;
 
 fn fast_dir() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm")
-        .or_else(|_| tempfile::tempdir())
-        .unwrap()
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn filled(dir: &Path, cleanly: bool) {
@@ -111,11 +109,7 @@ impl Tally {
         let kept = report.lost.map_or(LAST, |(from, _)| from - 1);
         let contents = contents_of(dir);
         assert_eq!(contents.records, expected(kept).records, "{name}");
-        assert!(
-            contents.generation >= LAST,
-            "{name}: {} was given out before",
-            contents.generation
-        );
+        assert!(contents.generation >= LAST, "{name}: {} was given out before", contents.generation);
         assert!(contents.settled <= contents.generation, "{name}");
         match report.lost {
             None => self.recovered += 1,
@@ -156,45 +150,28 @@ fn matrix(cleanly: bool, only: fn(&Path) -> bool) -> Tally {
 /// The segment with the first entry that was not folded.
 fn older(newest: &Path, dir: &Path) -> PathBuf {
     let folded = LAST / 9 * 9;
-    let start = |f: &PathBuf| {
-        f.file_stem()
-            .and_then(|s| s.to_str())
-            .and_then(|s| s.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
+    let start = |f: &PathBuf| f.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse::<u64>().ok()).unwrap_or(0);
     let segments = files(dir).into_keys().filter(|f| f.starts_with("journal"));
-    segments
-        .filter(|f| start(f) <= folded + 1)
-        .max()
-        .unwrap_or(newest.into())
+    segments.filter(|f| start(f) <= folded + 1).max().unwrap_or(newest.into())
 }
 
 #[test]
 fn damage_after_a_clean_stop_never_loses_a_generation() {
     let tally = matrix(true, |file| !file.starts_with("sled"));
-    assert!(
-        tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss == 0,
-        "{tally:?}"
-    );
+    assert!(tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss == 0, "{tally:?}");
 }
 
 #[test]
 fn damage_after_a_kill_loses_only_what_had_one_copy_and_says_so() {
     let tally = matrix(false, |file| !file.starts_with("sled"));
-    assert!(
-        tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss > 10,
-        "{tally:?}"
-    );
+    assert!(tally.recovered > 50 && tally.intact > 50 && tally.recovered_with_loss > 10, "{tally:?}");
 }
 
 #[test]
 fn damage_to_the_checkpoint_is_noticed_and_mended_by_a_start() {
     for cleanly in [true, false] {
         let tally = matrix(cleanly, |file| file.starts_with("sled"));
-        assert!(
-            tally.intact > 30 && tally.recovered + tally.recovered_with_loss == 0,
-            "{tally:?}"
-        );
+        assert!(tally.intact > 30 && tally.recovered + tally.recovered_with_loss == 0, "{tally:?}");
     }
 }
 
@@ -206,11 +183,7 @@ fn a_missing_directory_is_never_an_empty_document() {
             let dir = work.path().join("store");
             filled(&dir, cleanly);
             fs::remove_dir_all(dir.join(gone)).unwrap();
-            Tally::default().case(
-                &dir,
-                &format!("{gone}/ missing, cleanly {cleanly}"),
-                !cleanly && gone == "journal",
-            );
+            Tally::default().case(&dir, &format!("{gone}/ missing, cleanly {cleanly}"), !cleanly && gone == "journal");
         }
     }
 }
@@ -244,10 +217,7 @@ fn a_report_reads_well_and_parses() {
     assert_eq!(json["starts"], false);
     assert!(json["lost"][0].as_u64().unwrap() > 1);
     let done = recover(&dir, UnixTime(9)).unwrap().to_string();
-    assert!(
-        done.contains("done: ") && done.contains("quarantine/9") && done.contains("LOST"),
-        "{done}"
-    );
+    assert!(done.contains("done: ") && done.contains("quarantine/9") && done.contains("LOST"), "{done}");
 }
 
 #[test]
@@ -269,16 +239,8 @@ fn a_last_frame_that_is_whole_but_wrong_is_damage_even_without_the_watermark() {
     // The same frame with its last bytes never written is what a power cut leaves.
     fs::write(&segment, &whole[..end - 40]).unwrap();
     let opened = open(&dir).unwrap();
-    assert_eq!(
-        (opened.contents.generation, opened.notes.len()),
-        (2, 1),
-        "{:?}",
-        opened.notes
-    );
-    let kept: Vec<_> = files(&dir)
-        .into_keys()
-        .filter(|f| f.starts_with("quarantine"))
-        .collect();
+    assert_eq!((opened.contents.generation, opened.notes.len()), (2, 1), "{:?}", opened.notes);
+    let kept: Vec<_> = files(&dir).into_keys().filter(|f| f.starts_with("quarantine")).collect();
     assert_eq!(kept.len(), 1, "the torn end is kept: {kept:?}");
 }
 
@@ -287,22 +249,14 @@ fn a_checkpoint_that_opens_but_lost_a_row_is_not_believed() {
     let work = fast_dir();
     let dir = work.path().join("store");
     filled(&dir, true);
-    let config = sled::Config::new()
-        .path(dir.join("sled"))
-        .segment_size(super::super::checkpoint::SEGMENT_BYTES);
+    let config = sled::Config::new().path(dir.join("sled")).segment_size(super::super::checkpoint::SEGMENT_BYTES);
     // Another test's child may hold sled's lock between fork and exec.
-    let db = (0..100)
-        .find_map(|_| config.open().inspect_err(|_| std::thread::yield_now()).ok())
-        .unwrap();
+    let db = (0..100).find_map(|_| config.open().inspect_err(|_| std::thread::yield_now()).ok()).unwrap();
     db.remove(b"r/counter").unwrap().unwrap();
     drop(db);
     let opened = open(&dir).unwrap();
     assert_eq!(opened.contents.records, expected(LAST).records);
-    assert!(
-        opened.notes[0].contains("checkpoint was not used"),
-        "{:?}",
-        opened.notes
-    );
+    assert!(opened.notes[0].contains("checkpoint was not used"), "{:?}", opened.notes);
 }
 
 #[test]

@@ -60,10 +60,7 @@ struct RecordedFile {
 
 impl Recorder {
     pub fn new(root: &Path) -> Self {
-        Self {
-            root: root.into(),
-            log: Arc::default(),
-        }
+        Self { root: root.into(), log: Arc::default() }
     }
 
     pub fn note(&self, op: Op) {
@@ -98,11 +95,7 @@ impl Recorder {
 impl DiskFile for RecordedFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let fails = self.recorder.due(Fail::Write);
-        let bytes = if fails.is_err() {
-            &bytes[..bytes.len() / 2]
-        } else {
-            bytes
-        };
+        let bytes = if fails.is_err() { &bytes[..bytes.len() / 2] } else { bytes };
         self.recorder.note(Op::Write(self.inode, offset, bytes.to_vec()));
         self.file.write_at(offset, bytes)?;
         fails
@@ -145,20 +138,12 @@ impl Disk for Recorder {
                 inode
             }
         };
-        Ok(Box::new(RecordedFile {
-            recorder: self.clone(),
-            inode,
-            file,
-        }))
+        Ok(Box::new(RecordedFile { recorder: self.clone(), inode, file }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
         let inode = self.log.lock().unwrap().names[&self.relative(path)];
-        Ok(Box::new(RecordedFile {
-            recorder: self.clone(),
-            inode,
-            file: RealDisk.open(path)?,
-        }))
+        Ok(Box::new(RecordedFile { recorder: self.clone(), inode, file: RealDisk.open(path)? }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -230,9 +215,7 @@ pub fn after_cut(ops: &[Op], mut cut: Cut<'_>, target: &Path) {
         }
     }
     let inodes: Vec<usize> = platter.pending.keys().copied().collect();
-    inodes
-        .into_iter()
-        .for_each(|inode| platter.settle_file(inode, &mut cut));
+    inodes.into_iter().for_each(|inode| platter.settle_file(inode, &mut cut));
     platter.settle_names(None, &mut cut);
     for (name, inode) in &platter.names {
         let path = target.join(name);

@@ -47,10 +47,7 @@ impl Tun {
         let file = Arc::new(unsafe {
             AsyncFd::register_with_interest(file, Interest::READABLE | Interest::WRITABLE | Interest::ERROR)
         }?);
-        let control = TunControl {
-            mtu: mtu_feed,
-            gone: gone_watch,
-        };
+        let control = TunControl { mtu: mtu_feed, gone: gone_watch };
         Ok((Self { file, mtu, gone }, control))
     }
 

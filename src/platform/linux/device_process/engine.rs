@@ -56,14 +56,7 @@ impl Engine {
     pub(super) async fn new(tun: Tun) -> Result<Self, device::Error> {
         let sockets = Sockets::default();
         let device = device::build().with_udp(sockets.clone()).with_ip(tun).build().await?;
-        Ok(Self {
-            device: Rc::new(device),
-            sockets,
-            ledger: Ledger::default(),
-            private_key: None,
-            port: 0,
-            fwmark: 0,
-        })
+        Ok(Self { device: Rc::new(device), sockets, ledger: Ledger::default(), private_key: None, port: 0, fwmark: 0 })
     }
 
     pub(super) fn device(&self) -> Rc<WireGuard> {
@@ -86,8 +79,7 @@ impl Engine {
             return Err(libc::ENOKEY);
         }
         let rotated = new_key.is_some() && self.private_key.is_some() && new_key != self.private_key;
-        self.set_device(new_key, request.device.listen_port, request.device.fwmark)
-            .await?;
+        self.set_device(new_key, request.device.listen_port, request.device.fwmark).await?;
         let own = self.private_key.as_ref().map(PrivateKey::public_key);
         // A device is no peer of itself; the kernel drops such a peer without a word.
         request.peers.retain(|peer| Some(peer.public_key) != own);
@@ -121,12 +113,7 @@ impl Engine {
         };
         let mut peers: Vec<DumpPeer> = stats.into_iter().filter_map(peer).collect();
         peers.sort_by_key(|peer| peer.public_key);
-        Dump {
-            private_key: self.private_key.clone(),
-            listen_port: self.port,
-            fwmark: self.fwmark,
-            peers,
-        }
+        Dump { private_key: self.private_key.clone(), listen_port: self.port, fwmark: self.fwmark, peers }
     }
 
     async fn set_device(&mut self, key: Option<PrivateKey>, port: Option<u16>, fwmark: Option<u32>) -> Result<(), i32> {
@@ -195,10 +182,7 @@ impl Engine {
         }
         let peers = self.device.peers().await.into_iter();
         let endpoint = |stats: device::configure::PeerStats| {
-            Some((
-                WgPublicKey::from_bytes(stats.peer.public_key.to_bytes()),
-                stats.peer.endpoint?,
-            ))
+            Some((WgPublicKey::from_bytes(stats.peer.public_key.to_bytes()), stats.peer.endpoint?))
         };
         Some(peers.filter_map(endpoint).collect())
     }
@@ -266,12 +250,7 @@ async fn modify<T: DeviceTransports>(
     key: WgPublicKey,
     modification: Modification,
 ) {
-    let Modification {
-        preshared_key,
-        endpoint,
-        keepalive,
-        allowed_ips,
-    } = modification;
+    let Modification { preshared_key, endpoint, keepalive, allowed_ips } = modification;
     let change = |peer: &mut device::configure::PeerMut| {
         if let Some(psk) = preshared_key {
             peer.set_preshared_key(psk.map(|psk| *psk.expose_bytes()));

@@ -93,12 +93,7 @@ impl Ledger {
             return steps;
         };
         let base = if fresh {
-            Peer {
-                preshared_key: None,
-                keepalive: 0,
-                allowed_ips: BTreeSet::new(),
-                ..before.clone()
-            }
+            Peer { preshared_key: None, keepalive: 0, allowed_ips: BTreeSet::new(), ..before.clone() }
         } else {
             before.clone()
         };
@@ -172,10 +167,7 @@ impl Ledger {
         }
         let shrink = |loser: WgPublicKey| {
             let allowed_ips = self.peers.get(&loser).map(|peer| peer.allowed_ips.clone());
-            let modification = Modification {
-                allowed_ips,
-                ..Modification::default()
-            };
+            let modification = Modification { allowed_ips, ..Modification::default() };
             Step::Modify(loser, modification)
         };
         let steps = losers.into_iter().map(shrink).collect();
@@ -200,10 +192,7 @@ mod tests {
     fn with_ips(byte: u8, add: &[&str], remove: &[&str]) -> PeerChange {
         let add = add.iter().map(|text| AllowedIpChange::Add(net(text)));
         let remove = remove.iter().map(|text| AllowedIpChange::Remove(net(text)));
-        PeerChange {
-            allowed_ips: remove.chain(add).collect(),
-            ..PeerChange::of(key(byte))
-        }
+        PeerChange { allowed_ips: remove.chain(add).collect(), ..PeerChange::of(key(byte)) }
     }
 
     #[test]
@@ -211,9 +200,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.apply(&with_ips(1, &["10.1.0.0/16", "10.2.0.0/16"], &[]), false, None);
         let steps = ledger.apply(&with_ips(2, &["10.2.0.0/16"], &[]), false, None);
-        let [Step::Modify(loser, shrunk), Step::Add(winner, peer)] = &steps[..] else {
-            panic!("{steps:?}")
-        };
+        let [Step::Modify(loser, shrunk), Step::Add(winner, peer)] = &steps[..] else { panic!("{steps:?}") };
         assert_eq!((*loser, *winner), (key(1), key(2)));
         assert_eq!(shrunk.allowed_ips, Some([net("10.1.0.0/16")].into()));
         assert_eq!(peer.allowed_ips, [net("10.2.0.0/16")].into());
@@ -231,10 +218,7 @@ mod tests {
     #[test]
     fn an_endpoint_in_use_is_not_set_again_and_one_that_roamed_is() {
         let mut ledger = Ledger::default();
-        let change = PeerChange {
-            endpoint: Some("192.0.2.1:1".parse().unwrap()),
-            ..PeerChange::of(key(1))
-        };
+        let change = PeerChange { endpoint: Some("192.0.2.1:1".parse().unwrap()), ..PeerChange::of(key(1)) };
         ledger.apply(&change, false, None);
         let live = HashMap::from([(key(1), "192.0.2.1:1".parse().unwrap())]);
         assert_eq!(ledger.apply(&change, false, Some(&live)), []);
@@ -246,10 +230,7 @@ mod tests {
     #[test]
     fn update_only_makes_no_peer() {
         let mut ledger = Ledger::default();
-        let change = PeerChange {
-            update_only: true,
-            ..with_ips(1, &["10.1.0.0/16"], &[])
-        };
+        let change = PeerChange { update_only: true, ..with_ips(1, &["10.1.0.0/16"], &[]) };
         assert_eq!(ledger.apply(&change, false, None), []);
         assert!(ledger.get(&key(1)).is_none());
     }
@@ -264,9 +245,7 @@ mod tests {
         };
         ledger.apply(&change, false, None);
         let steps = ledger.apply(&with_ips(1, &["10.2.0.0/16"], &[]), true, None);
-        let [Step::Modify(_, modification)] = &steps[..] else {
-            panic!("{steps:?}")
-        };
+        let [Step::Modify(_, modification)] = &steps[..] else { panic!("{steps:?}") };
         assert_eq!(modification.keepalive, Some(0));
         assert_eq!(modification.preshared_key, Some(None));
         assert_eq!(modification.allowed_ips, Some([net("10.2.0.0/16")].into()));
@@ -288,10 +267,7 @@ mod tests {
         let mut bytes = [1; 32];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
         let net = Cidr::host(std::net::Ipv4Addr::from(0x0a00_0000 + number).into());
-        PeerChange {
-            allowed_ips: vec![AllowedIpChange::Add(net)],
-            ..PeerChange::of(WgPublicKey::from_bytes(bytes))
-        }
+        PeerChange { allowed_ips: vec![AllowedIpChange::Add(net)], ..PeerChange::of(WgPublicKey::from_bytes(bytes)) }
     }
 
     #[test]
@@ -303,15 +279,10 @@ mod tests {
             for number in present..count {
                 ledger.apply(&numbered(number), false, None);
             }
-            let request = SetRequest {
-                peers: (count..count + 100).map(numbered).collect(),
-                ..SetRequest::default()
-            };
+            let request = SetRequest { peers: (count..count + 100).map(numbered).collect(), ..SetRequest::default() };
             let text = encode_set(&request);
             let begin = std::time::Instant::now();
-            let Ok(Request::Set(request)) = decode_request(text.trim_end().as_bytes()) else {
-                panic!()
-            };
+            let Ok(Request::Set(request)) = decode_request(text.trim_end().as_bytes()) else { panic!() };
             for change in &request.peers {
                 assert_eq!(ledger.apply(change, false, None).len(), 1);
             }
@@ -325,11 +296,7 @@ mod tests {
     fn change() -> impl Strategy<Value = PeerChange> {
         let allowed_ip = (0u8..6, any::<bool>()).prop_map(|(third, add)| {
             let net = net(&format!("10.0.{third}.0/24"));
-            if add {
-                AllowedIpChange::Add(net)
-            } else {
-                AllowedIpChange::Remove(net)
-            }
+            if add { AllowedIpChange::Add(net) } else { AllowedIpChange::Remove(net) }
         });
         (1u8..4, any::<[bool; 3]>(), prop::collection::vec(allowed_ip, 0..4)).prop_map(|(byte, flags, allowed_ips)| {
             PeerChange {

@@ -34,11 +34,7 @@ impl Place {
     /// # Errors
     /// [`DeviceError::AlreadyRunning`] when another process has it.
     pub(super) fn take(dir: &Path, ifname: &IfName) -> Result<Self, DeviceError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(DeviceError::Place)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(DeviceError::Place)?;
         // The file stays: removing it would let two processes lock two files of one name.
         let file = OpenOptions::new()
             .write(true)
@@ -52,10 +48,7 @@ impl Place {
             nix::Error::EWOULDBLOCK => DeviceError::AlreadyRunning,
             errno => DeviceError::Place(errno.into()),
         })?;
-        Ok(Self {
-            _lock: lock,
-            socket: dir.join(format!("{ifname}.sock")),
-        })
+        Ok(Self { _lock: lock, socket: dir.join(format!("{ifname}.sock")) })
     }
 
     /// Listens on the socket, in place of one that nobody serves.
@@ -113,10 +106,7 @@ mod tests {
     async fn one_interface_has_one_process() {
         let dir = tempfile::tempdir().unwrap();
         let place = Place::take(dir.path(), &name()).unwrap();
-        assert!(matches!(
-            Place::take(dir.path(), &name()),
-            Err(DeviceError::AlreadyRunning)
-        ));
+        assert!(matches!(Place::take(dir.path(), &name()), Err(DeviceError::AlreadyRunning)));
         drop(place);
         assert!(Place::take(dir.path(), &name()).is_ok());
     }

@@ -112,13 +112,8 @@ async fn live(args: &DeviceArgs) -> Result<(), DeviceError> {
     let control_socket = tun::control_socket().map_err(DeviceError::Runtime)?;
     let mtu = tun::mtu_of(control_socket.as_fd(), &args.ifname).map_err(DeviceError::Runtime)?;
     let (tun, control) = Tun::new(file, mtu).map_err(DeviceError::Runtime)?;
-    let engine = Engine::new(tun)
-        .await
-        .map_err(|error| DeviceError::Device(error.to_string()))?;
-    let TunControl {
-        mtu: mtu_feed,
-        mut gone,
-    } = control;
+    let engine = Engine::new(tun).await.map_err(|error| DeviceError::Device(error.to_string()))?;
+    let TunControl { mtu: mtu_feed, mut gone } = control;
     let engine = Rc::new(Mutex::new(engine));
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Last, so that an answer on the socket means that the device works.
@@ -194,10 +189,7 @@ struct Stops {
 
 impl Stops {
     fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     async fn next(&mut self) {

@@ -72,11 +72,7 @@ fn spawn(exe: &Path, ifname: &IfName, dir: &Path) -> io::Result<Child> {
         .args(["wg-device", ifname.as_str(), "--uapi-dir"])
         .arg(dir)
         .env_clear()
-        .envs(
-            KEPT_VARIABLES
-                .iter()
-                .filter_map(|name| Some((name, std::env::var_os(name)?))),
-        )
+        .envs(KEPT_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -96,10 +92,7 @@ fn spawn(exe: &Path, ifname: &IfName, dir: &Path) -> io::Result<Child> {
 
 /// The file `<dir>/<ifname>.log` where an operator has made one to see what the process says, else nothing.
 fn log_file(ifname: &IfName, dir: &Path) -> Stdio {
-    let file = OpenOptions::new()
-        .append(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(dir.join(format!("{ifname}.log")));
+    let file = OpenOptions::new().append(true).custom_flags(libc::O_NOFOLLOW).open(dir.join(format!("{ifname}.log")));
     file.map_or_else(|_| Stdio::null(), Stdio::from)
 }
 

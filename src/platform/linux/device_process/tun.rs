@@ -135,12 +135,7 @@ fn set_iff(file: &File, name: &IfName, flags: libc::c_short) -> io::Result<()> {
     let mut request = ifreq(name);
     request.ifr_ifru.ifru_flags = flags;
     // SAFETY: TUNSETIFF is declared with an int but takes a pointer to an ifreq, which lives through the call.
-    unsafe {
-        ioctls::tun_set_iff(
-            file.as_raw_fd(),
-            (&raw mut request).expose_provenance() as libc::c_ulong,
-        )
-    }?;
+    unsafe { ioctls::tun_set_iff(file.as_raw_fd(), (&raw mut request).expose_provenance() as libc::c_ulong) }?;
     Ok(())
 }
 
@@ -189,10 +184,7 @@ fn set_group_and_mtu(index: u32, group: u32, mtu: u32) -> io::Result<()> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_ACK;
     header.sequence_number = 1;
-    send_and_confirm(
-        &socket,
-        NetlinkMessage::new(header, RouteNetlinkMessage::SetLink(link).into()),
-    )
+    send_and_confirm(&socket, NetlinkMessage::new(header, RouteNetlinkMessage::SetLink(link).into()))
 }
 
 fn send_and_confirm<T>(socket: &Socket, mut message: NetlinkMessage<T>) -> io::Result<()>

@@ -74,10 +74,7 @@ pub struct UapiClient {
 
 impl UapiClient {
     pub fn new(dir: &Path, ifname: &IfName) -> Self {
-        Self {
-            socket: dir.join(format!("{ifname}.sock")),
-            limit: CALL_LIMIT,
-        }
+        Self { socket: dir.join(format!("{ifname}.sock")), limit: CALL_LIMIT }
     }
 
     /// The same client with another time limit for each call.
@@ -92,9 +89,7 @@ impl UapiClient {
     pub async fn get(&self) -> Result<DeviceState, UapiError> {
         let reply = self.call(b"get=1\n\n").await?;
         let text = std::str::from_utf8(&reply).map_err(|_| UapiError::Malformed("not UTF-8".into()))?;
-        decode_dump(text)
-            .map_err(UapiError::Malformed)?
-            .map_err(UapiError::Errno)
+        decode_dump(text).map_err(UapiError::Malformed)?.map_err(UapiError::Errno)
     }
 
     /// Applies the changes in order: up to 5,000 new or 100 changed peers in one message, which is checked whole before any of it is applied.
@@ -132,9 +127,7 @@ impl UapiClient {
     /// [`UapiError`]
     pub async fn server_pid(&self) -> Result<i32, UapiError> {
         let connect = async { self.connect().await.map(|(_, pid)| pid) };
-        timeout(self.limit, connect)
-            .await
-            .map_err(|_| UapiError::Timeout(self.limit))?
+        timeout(self.limit, connect).await.map_err(|_| UapiError::Timeout(self.limit))?
     }
 
     async fn flush(&self, request: &mut SetRequest) -> Result<(), UapiError> {
@@ -144,10 +137,7 @@ impl UapiClient {
         }
         let reply = self.call(encode_set(&request).as_bytes()).await?;
         let text = std::str::from_utf8(&reply).map_err(|_| UapiError::Malformed("not UTF-8".into()))?;
-        let errno = text
-            .trim_end()
-            .strip_prefix("errno=")
-            .and_then(|value| value.parse().ok());
+        let errno = text.trim_end().strip_prefix("errno=").and_then(|value| value.parse().ok());
         match errno {
             Some(0) => Ok(()),
             Some(errno) => Err(UapiError::Errno(errno)),
@@ -161,9 +151,7 @@ impl UapiClient {
             stream.write_all(request).await.map_err(from_io)?;
             read_reply(&mut stream).await
         };
-        timeout(self.limit, exchange)
-            .await
-            .map_err(|_| UapiError::Timeout(self.limit))?
+        timeout(self.limit, exchange).await.map_err(|_| UapiError::Timeout(self.limit))?
     }
 
     async fn connect(&self) -> Result<(UnixStream, i32), UapiError> {
@@ -237,9 +225,7 @@ fn whereabouts(pid: i32) -> Whereabouts {
 fn has_ended(pid: i32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
         // The name before the state is in parentheses and may hold any character.
-        Ok(stat) => stat
-            .rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
         Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
@@ -289,10 +275,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         serve(dir.path(), b"errno=98\n\n");
         let client = UapiClient::new(dir.path(), &name());
-        let change = UapiChange::Device(super::super::DeviceChange {
-            listen_port: Some(1),
-            ..Default::default()
-        });
+        let change = UapiChange::Device(super::super::DeviceChange { listen_port: Some(1), ..Default::default() });
         assert!(matches!(client.set(&[change]).await, Err(UapiError::Errno(98))));
         assert!(matches!(client.get().await, Err(UapiError::Errno(98))));
         assert_eq!(client.server_pid().await.unwrap(), std::process::id().cast_signed());
@@ -302,10 +285,7 @@ mod tests {
     fn a_process_that_cannot_be_looked_at_is_foreign_and_one_that_ended_is_not_running() {
         assert_eq!(whereabouts(0), Whereabouts::Elsewhere);
         assert_eq!(whereabouts(-1), Whereabouts::Elsewhere);
-        assert_eq!(
-            whereabouts(i32::try_from(std::process::id()).unwrap()),
-            Whereabouts::Here
-        );
+        assert_eq!(whereabouts(i32::try_from(std::process::id()).unwrap()), Whereabouts::Here);
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         while whereabouts(pid) == Whereabouts::Here {

@@ -100,11 +100,7 @@ fn allowed_ip(value: &str) -> Result<AllowedIpChange, i32> {
     let net: IpNet = text.parse().map_err(|_| libc::EINVAL)?;
     // Host bits are cut off, as the kernel does.
     let net = Cidr::containing(net);
-    Ok(if removes {
-        AllowedIpChange::Remove(net)
-    } else {
-        AllowedIpChange::Add(net)
-    })
+    Ok(if removes { AllowedIpChange::Remove(net) } else { AllowedIpChange::Add(net) })
 }
 
 fn secret<T>(value: &str, make: impl FnOnce([u8; 32]) -> T) -> Result<SecretChange<T>, i32> {
@@ -222,11 +218,7 @@ mod tests {
 
     #[test]
     fn debug_output_of_a_request_holds_no_key() {
-        let text = format!(
-            "set=1\nprivate_key={0}\n{1}preshared_key={0}",
-            "5a".repeat(32),
-            peer_line()
-        );
+        let text = format!("set=1\nprivate_key={0}\n{1}preshared_key={0}", "5a".repeat(32), peer_line());
         let shown = format!("{:?}", set(&text).unwrap());
         assert!(!shown.contains("5a5a") && !shown.contains("90, 90"), "{shown}");
     }
@@ -249,10 +241,7 @@ mod tests {
 
     fn peer_change() -> impl Strategy<Value = PeerChange> {
         let endpoint = (any::<std::net::IpAddr>(), 1u16..).prop_map(SocketAddr::from);
-        let allowed_ip = prop_oneof![
-            cidr().prop_map(AllowedIpChange::Add),
-            cidr().prop_map(AllowedIpChange::Remove)
-        ];
+        let allowed_ip = prop_oneof![cidr().prop_map(AllowedIpChange::Add), cidr().prop_map(AllowedIpChange::Remove)];
         (
             any::<[u8; 32]>().prop_map(WgPublicKey::from_bytes),
             any::<[bool; 3]>(),
@@ -261,18 +250,16 @@ mod tests {
             any::<Option<u16>>(),
             prop::collection::vec(allowed_ip, 0..4),
         )
-            .prop_map(
-                |(public_key, flags, preshared_key, endpoint, keepalive, allowed_ips)| PeerChange {
-                    public_key,
-                    remove: flags[0],
-                    update_only: flags[1],
-                    preshared_key,
-                    endpoint,
-                    keepalive,
-                    replace_allowed_ips: flags[2],
-                    allowed_ips,
-                },
-            )
+            .prop_map(|(public_key, flags, preshared_key, endpoint, keepalive, allowed_ips)| PeerChange {
+                public_key,
+                remove: flags[0],
+                update_only: flags[1],
+                preshared_key,
+                endpoint,
+                keepalive,
+                replace_allowed_ips: flags[2],
+                allowed_ips,
+            })
     }
 
     proptest! {

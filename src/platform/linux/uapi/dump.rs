@@ -51,22 +51,14 @@ pub struct PeerState {
 
 impl DeviceState {
     pub fn spec(&self) -> DeviceSpec {
-        DeviceSpec {
-            key: KeyPair::from_public(self.public_key),
-            listen_port: self.listen_port,
-            fwmark: self.fwmark,
-        }
+        DeviceSpec { key: KeyPair::from_public(self.public_key), listen_port: self.listen_port, fwmark: self.fwmark }
     }
 }
 
 impl PeerState {
     pub fn spec(&self) -> PeerSpec {
         PeerSpec {
-            endpoint: self.endpoint.map(|address| EndpointSpec {
-                address,
-                pinned: false,
-                resolved: false,
-            }),
+            endpoint: self.endpoint.map(|address| EndpointSpec { address, pinned: false, resolved: false }),
             keepalive: self.keepalive,
             allowed_ips: self.allowed_ips.clone(),
             preshared: self.preshared,
@@ -74,11 +66,7 @@ impl PeerState {
     }
 
     pub fn stats(&self) -> PeerStats {
-        PeerStats {
-            last_handshake: self.last_handshake,
-            rx_bytes: self.rx,
-            tx_bytes: self.tx,
-        }
+        PeerStats { last_handshake: self.last_handshake, rx_bytes: self.rx, tx_bytes: self.tx }
     }
 
     fn of(public_key: WgPublicKey) -> Self {
@@ -141,10 +129,7 @@ fn push_peer(text: &mut String, peer: &DumpPeer) {
     if let Some(endpoint) = peer.endpoint {
         push(text, "endpoint", endpoint);
     }
-    let handshake = peer
-        .last_handshake
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .unwrap_or_default();
+    let handshake = peer.last_handshake.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
     push(text, "last_handshake_time_sec", handshake.as_secs());
     push(text, "last_handshake_time_nsec", handshake.subsec_nanos());
     push(text, "tx_bytes", peer.tx);
@@ -163,9 +148,7 @@ fn push_peer(text: &mut String, peer: &DumpPeer) {
 pub fn decode_dump(text: &str) -> Result<Result<DeviceState, i32>, String> {
     let mut state = DeviceState::default();
     for line in text.lines() {
-        let (key, value) = line
-            .split_once('=')
-            .ok_or_else(|| "a line without a value".to_owned())?;
+        let (key, value) = line.split_once('=').ok_or_else(|| "a line without a value".to_owned())?;
         if key == "errno" {
             let errno: i32 = value.parse().map_err(|_| "errno".to_owned())?;
             return Ok(if errno == 0 { Ok(state) } else { Err(errno) });
@@ -268,10 +251,7 @@ mod tests {
             assert_eq!(read.preshared, written.preshared_key.is_some());
             assert_eq!(read.endpoint, written.endpoint);
             assert_eq!(read.last_handshake, written.last_handshake.map(UnixTime::from_system));
-            assert_eq!(
-                (read.rx, read.tx, read.keepalive),
-                (written.rx, written.tx, written.keepalive)
-            );
+            assert_eq!((read.rx, read.tx, read.keepalive), (written.rx, written.tx, written.keepalive));
             assert_eq!(read.allowed_ips, written.allowed_ips);
         }
         assert!(!format!("{state:?}").contains("9, 9, 9"));

@@ -21,39 +21,21 @@ pub fn changes_for(actions: &[Action]) -> Vec<UapiChange> {
 
 fn change_for(action: &Action) -> Option<UapiChange> {
     match (action.key(), action) {
-        (
-            Key::Device(_),
-            Action::Create {
-                spec: Spec::Device(spec),
-                ..
-            },
-        ) => Some(UapiChange::Device(whole_device(spec))),
-        (
-            Key::Device(_),
-            Action::Update {
-                from: Spec::Device(from),
-                to: Spec::Device(to),
-                ..
-            },
-        ) => device_difference(from, to).map(UapiChange::Device),
-        (
-            Key::Peer { public_key, .. },
-            Action::Create {
-                spec: Spec::Peer(spec), ..
-            },
-        ) => Some(UapiChange::Peer(whole_peer(*public_key, spec))),
-        (
-            Key::Peer { public_key, .. },
-            Action::Update {
-                from: Spec::Peer(from),
-                to: Spec::Peer(to),
-                ..
-            },
-        ) => peer_difference(*public_key, from, to).map(UapiChange::Peer),
-        (Key::Peer { public_key, .. }, Action::Delete { .. }) => Some(UapiChange::Peer(PeerChange {
-            remove: true,
-            ..PeerChange::of(*public_key)
-        })),
+        (Key::Device(_), Action::Create { spec: Spec::Device(spec), .. }) => {
+            Some(UapiChange::Device(whole_device(spec)))
+        }
+        (Key::Device(_), Action::Update { from: Spec::Device(from), to: Spec::Device(to), .. }) => {
+            device_difference(from, to).map(UapiChange::Device)
+        }
+        (Key::Peer { public_key, .. }, Action::Create { spec: Spec::Peer(spec), .. }) => {
+            Some(UapiChange::Peer(whole_peer(*public_key, spec)))
+        }
+        (Key::Peer { public_key, .. }, Action::Update { from: Spec::Peer(from), to: Spec::Peer(to), .. }) => {
+            peer_difference(*public_key, from, to).map(UapiChange::Peer)
+        }
+        (Key::Peer { public_key, .. }, Action::Delete { .. }) => {
+            Some(UapiChange::Peer(PeerChange { remove: true, ..PeerChange::of(*public_key) }))
+        }
         _ => None,
     }
 }
@@ -90,19 +72,13 @@ fn whole_peer(public_key: WgPublicKey, spec: &PeerSpec) -> PeerChange {
 fn peer_difference(public_key: WgPublicKey, from: &PeerSpec, to: &PeerSpec) -> Option<PeerChange> {
     let removed = from.allowed_ips.difference(&to.allowed_ips).copied();
     let added = to.allowed_ips.difference(&from.allowed_ips).copied();
-    let unchanged = PeerChange {
-        update_only: true,
-        ..PeerChange::of(public_key)
-    };
+    let unchanged = PeerChange { update_only: true, ..PeerChange::of(public_key) };
     let (before, after) = (from.endpoint.map(|e| e.address), to.endpoint.map(|e| e.address));
     let change = PeerChange {
         preshared_key: (from.preshared && !to.preshared).then_some(SecretChange::Clear),
         endpoint: after.filter(|_| before != after),
         keepalive: (from.keepalive != to.keepalive).then_some(to.keepalive),
-        allowed_ips: removed
-            .map(AllowedIpChange::Remove)
-            .chain(added.map(AllowedIpChange::Add))
-            .collect(),
+        allowed_ips: removed.map(AllowedIpChange::Remove).chain(added.map(AllowedIpChange::Add)).collect(),
         ..unchanged.clone()
     };
     (change != unchanged).then_some(change)
@@ -119,19 +95,12 @@ mod tests {
     const PEER: [u8; 32] = [7; 32];
 
     fn key() -> Key {
-        Key::Peer {
-            device: "wg0".parse().unwrap(),
-            public_key: WgPublicKey::from_bytes(PEER),
-        }
+        Key::Peer { device: "wg0".parse().unwrap(), public_key: WgPublicKey::from_bytes(PEER) }
     }
 
     fn spec(endpoint: &str, keepalive: u16, allowed_ips: &[&str]) -> PeerSpec {
         PeerSpec {
-            endpoint: Some(EndpointSpec {
-                address: endpoint.parse().unwrap(),
-                pinned: false,
-                resolved: false,
-            }),
+            endpoint: Some(EndpointSpec { address: endpoint.parse().unwrap(), pinned: false, resolved: false }),
             keepalive,
             allowed_ips: allowed_ips.iter().map(|net| net.parse().unwrap()).collect(),
             preshared: false,
@@ -139,11 +108,7 @@ mod tests {
     }
 
     fn update(from: PeerSpec, to: PeerSpec) -> Vec<UapiChange> {
-        changes_for(&[Action::Update {
-            key: key(),
-            from: Spec::Peer(from),
-            to: Spec::Peer(to),
-        }])
+        changes_for(&[Action::Update { key: key(), from: Spec::Peer(from), to: Spec::Peer(to) }])
     }
 
     #[test]
@@ -172,13 +137,8 @@ mod tests {
     #[test]
     fn a_strange_preshared_key_is_cleared() {
         let to = spec("192.0.2.1:1", 0, &[]);
-        let from = PeerSpec {
-            preshared: true,
-            ..to.clone()
-        };
-        let [UapiChange::Peer(change)] = &update(from, to)[..] else {
-            panic!()
-        };
+        let from = PeerSpec { preshared: true, ..to.clone() };
+        let [UapiChange::Peer(change)] = &update(from, to)[..] else { panic!() };
         assert_eq!(change.preshared_key, Some(SecretChange::Clear));
     }
 
@@ -186,19 +146,11 @@ mod tests {
     fn a_new_peer_is_sent_whole_and_a_deleted_one_by_its_key() {
         let spec = spec("192.0.2.1:1", 0, &["10.1.0.0/16"]);
         let actions = [
-            Action::Create {
-                key: key(),
-                spec: Spec::Peer(spec.clone()),
-            },
-            Action::Delete {
-                key: key(),
-                was: Spec::Peer(spec),
-            },
+            Action::Create { key: key(), spec: Spec::Peer(spec.clone()) },
+            Action::Delete { key: key(), was: Spec::Peer(spec) },
         ];
         let changes = changes_for(&actions);
-        let [UapiChange::Peer(create), UapiChange::Peer(delete)] = &changes[..] else {
-            panic!()
-        };
+        let [UapiChange::Peer(create), UapiChange::Peer(delete)] = &changes[..] else { panic!() };
         assert!(!create.update_only && !create.replace_allowed_ips && create.keepalive.is_none());
         assert_eq!(create.endpoint, Some("192.0.2.1:1".parse().unwrap()));
         assert!(delete.remove && delete.allowed_ips.is_empty());
@@ -217,9 +169,7 @@ mod tests {
             to: Spec::Device(to),
         };
         let changes = changes_for(&[action(device(2, 1)), action(device(1, 2)), action(device(1, 1))]);
-        let [UapiChange::Device(port), UapiChange::Device(key)] = &changes[..] else {
-            panic!()
-        };
+        let [UapiChange::Device(port), UapiChange::Device(key)] = &changes[..] else { panic!() };
         assert_eq!((port.listen_port, port.private_key.is_none()), (Some(2), true));
         assert_eq!((key.listen_port, key.private_key.is_some()), (None, true));
     }

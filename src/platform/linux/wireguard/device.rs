@@ -83,12 +83,7 @@ pub(in crate::platform::linux) struct WireGuard {
 
 impl WireGuard {
     pub(in crate::platform::linux) fn open(capture: Option<Sender<Vec<u8>>>) -> io::Result<Self> {
-        Ok(Self {
-            channel: Channel::open(NETLINK_GENERIC)?,
-            family: None,
-            removal: Removal::Flag,
-            capture,
-        })
+        Ok(Self { channel: Channel::open(NETLINK_GENERIC)?, family: None, removal: Removal::Flag, capture })
     }
 
     /// The device behind a link, and its peers, as objects; with the reason when they may not be all.
@@ -109,9 +104,7 @@ impl WireGuard {
     ) -> Result<(), ActionError> {
         let mut attributes = vec![WireguardAttribute::IfIndex(link.index)];
         attributes.extend(device_fields(action)?);
-        self.set(attributes)
-            .await
-            .map_err(|fault| fault.to_action(&format!("configure device {}", link.name)))
+        self.set(attributes).await.map_err(|fault| fault.to_action(&format!("configure device {}", link.name)))
     }
 
     /// Changes peers of the device behind a link whose mark was seen; one outcome for each action.
@@ -191,10 +184,7 @@ impl WireGuard {
         }
         let of_peer = |(key, (spec, _)): (&WgPublicKey, &(PeerSpec, PeerStats))| {
             let key = *key;
-            spec.allowed_ips
-                .iter()
-                .map(|network| (*network, key))
-                .collect::<Vec<_>>()
+            spec.allowed_ips.iter().map(|network| (*network, key)).collect::<Vec<_>>()
         };
         Ok(reading.peers.iter().flat_map(of_peer).collect())
     }
@@ -215,11 +205,7 @@ impl WireGuard {
                 return Err(fault);
             }
         };
-        let mut request = Request {
-            command: WG_CMD_SET_DEVICE,
-            version: WG_VERSION,
-            attributes,
-        };
+        let mut request = Request { command: WG_CMD_SET_DEVICE, version: WG_VERSION, attributes };
         let mut frame = frame(family, NLM_F_REQUEST | NLM_F_ACK, &request);
         wipe_keys(&mut request.attributes);
         if let Some(capture) = &self.capture {
@@ -238,12 +224,7 @@ impl WireGuard {
             version: WG_VERSION,
             attributes: vec![WireguardAttribute::IfIndex(index)],
         };
-        let dump = self
-            .channel
-            .dump(family, &request, |kind, body| {
-                (kind == family).then(|| read::parse(body))?
-            })
-            .await;
+        let dump = self.channel.dump(family, &request, |kind, body| (kind == family).then(|| read::parse(body))?).await;
         self.channel.wipe();
         self.forget_family_if_unknown(&dump);
         let dump = dump?;
@@ -261,19 +242,15 @@ impl WireGuard {
             version: CTRL_VERSION,
             attributes: vec![DefaultNla::new(CTRL_ATTR_FAMILY_NAME, b"wireguard\0".to_vec())],
         };
-        let family = self
-            .channel
-            .get(GENL_ID_CTRL, &request, |_, body| family_id(body))
-            .await;
+        let family = self.channel.get(GENL_ID_CTRL, &request, |_, body| family_id(body)).await;
         match family {
             Ok(family) => {
                 self.family = Some(family);
                 Ok(family)
             }
-            Err(fault) if fault.errno() == Some(Errno::ENOENT) => Err(Fault::Refused(
-                Errno::EOPNOTSUPP,
-                "this kernel has no WireGuard".to_owned(),
-            )),
+            Err(fault) if fault.errno() == Some(Errno::ENOENT) => {
+                Err(Fault::Refused(Errno::EOPNOTSUPP, "this kernel has no WireGuard".to_owned()))
+            }
             Err(fault) => Err(fault),
         }
     }

@@ -84,19 +84,13 @@ fn join(peers: &mut BTreeMap<WgPublicKey, (PeerSpec, PeerStats)>, part: Wireguar
                 key.zeroize();
             }
             WireguardPeerAttribute::Endpoint(address) => {
-                spec.endpoint = Some(EndpointSpec {
-                    address: normalise::endpoint(address),
-                    pinned: false,
-                    resolved: false,
-                });
+                spec.endpoint =
+                    Some(EndpointSpec { address: normalise::endpoint(address), pinned: false, resolved: false });
             }
             WireguardPeerAttribute::PersistentKeepalive(seconds) => spec.keepalive = seconds,
             WireguardPeerAttribute::LastHandshake(time) => {
                 // Zero means never.
-                stats.last_handshake = u64::try_from(time.seconds)
-                    .ok()
-                    .filter(|seconds| *seconds > 0)
-                    .map(UnixTime);
+                stats.last_handshake = u64::try_from(time.seconds).ok().filter(|seconds| *seconds > 0).map(UnixTime);
             }
             WireguardPeerAttribute::RxBytes(bytes) => stats.rx_bytes = bytes,
             WireguardPeerAttribute::TxBytes(bytes) => stats.tx_bytes = bytes,
@@ -133,15 +127,8 @@ impl DeviceReading {
         };
         let mut objects = vec![(Key::Device(device.clone()), Observed::ours(Spec::Device(spec)))];
         objects.extend(self.peers.into_iter().map(|(public_key, (spec, stats))| {
-            let key = Key::Peer {
-                device: device.clone(),
-                public_key,
-            };
-            let observed = Observed {
-                spec: Spec::Peer(spec),
-                owner: Owner::Ours,
-                stats: Some(stats),
-            };
+            let key = Key::Peer { device: device.clone(), public_key };
+            let observed = Observed { spec: Spec::Peer(spec), owner: Owner::Ours, stats: Some(stats) };
             (key, observed)
         }));
         objects
@@ -176,11 +163,9 @@ mod tests {
             WireguardPeerAttribute::PublicKey([1; 32]),
             WireguardPeerAttribute::AllowedIps(vec![allowed(2)]),
         ]);
-        let device = assemble(vec![
-            vec![WireguardAttribute::Peers(vec![first])],
-            vec![WireguardAttribute::Peers(vec![second])],
-        ])
-        .unwrap();
+        let device =
+            assemble(vec![vec![WireguardAttribute::Peers(vec![first])], vec![WireguardAttribute::Peers(vec![second])]])
+                .unwrap();
         let (spec, stats) = &device.peers[&WgPublicKey::from_bytes([1; 32])];
         assert_eq!(spec.keepalive, 25);
         assert_eq!(stats.rx_bytes, 5);

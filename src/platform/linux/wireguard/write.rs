@@ -69,9 +69,7 @@ impl PeerChange {
 
     /// What an action says. An update carries only what differs between its two sides.
     pub(super) fn of(action: &Action) -> Result<Self, ActionError> {
-        let Key::Peer { public_key, .. } = action.key() else {
-            unreachable!("only peer actions are batched")
-        };
+        let Key::Peer { public_key, .. } = action.key() else { unreachable!("only peer actions are batched") };
         let spec_of = |spec: &Spec| match spec {
             Spec::Peer(peer) => Ok(peer.clone()),
             _ => Err(ActionError::Failed("a peer's action must carry a peer".into())),
@@ -116,9 +114,7 @@ pub(super) fn elide_moves(changes: &mut [PeerChange]) {
     }
     for change in changes.iter_mut() {
         let own = change.public_key;
-        change
-            .drop
-            .retain(|network| takers.get(network).is_none_or(|taker| *taker == own));
+        change.drop.retain(|network| takers.get(network).is_none_or(|taker| *taker == own));
     }
 }
 
@@ -130,10 +126,7 @@ pub(super) fn park_removals(changes: &mut Vec<PeerChange>, holders: &BTreeMap<Ci
     let mut parked = BTreeSet::new();
     for change in changes.iter_mut() {
         for network in std::mem::take(&mut change.drop) {
-            if holders
-                .get(&network)
-                .is_some_and(|holder| *holder.as_bytes() == change.public_key)
-            {
+            if holders.get(&network).is_some_and(|holder| *holder.as_bytes() == change.public_key) {
                 parked.insert(network);
             }
         }
@@ -149,11 +142,7 @@ pub(super) fn park_removals(changes: &mut Vec<PeerChange>, holders: &BTreeMap<Ci
 
 /// The changes as messages: each a list of peers that fits one attribute. Changes without content take no room.
 pub(super) fn pack(changes: &[PeerChange]) -> Vec<Vec<WireguardPeer>> {
-    let mut packer = Packer {
-        full: Vec::new(),
-        current: Vec::new(),
-        used: 0,
-    };
+    let mut packer = Packer { full: Vec::new(), current: Vec::new(), used: 0 };
     for change in changes.iter().filter(|change| !change.is_empty()) {
         packer.push(change);
     }
