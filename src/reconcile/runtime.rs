@@ -38,6 +38,8 @@ use crate::{
 
 /// How long the loop waits after a hint for the rest of its burst.
 const DEBOUNCE: Duration = Duration::from_millis(20);
+/// A look at the peers is followed by a pause of at least so many times its length: it takes a twentieth of the loop at most.
+const GLANCE_SHARE: u32 = 20;
 /// Acknowledged edits whose way to the kernel is timed; those beyond it are not measured (I-15).
 const TIMED_EDITS_MAX: usize = 4096;
 /// Commands that may wait for the runner.
@@ -201,6 +203,11 @@ impl Scheduler {
         }
     }
 
+    /// Sets the next look at the peers. With very many of them, or on a slow machine, a look takes long, and edits wait behind it.
+    fn pace_glances(&mut self, took: Duration) {
+        self.glance_at = now() + self.glance_every.max(took * GLANCE_SHARE);
+    }
+
     /// The round that is to run now. A full round that is due takes the edits along: were they always first, a steady stream of
     /// edits would put off repairs for ever.
     fn waiting_round(&mut self) -> Option<Work> {
@@ -308,6 +315,7 @@ pub async fn run<K: Kernel, C: Clock>(
             Work::Glance => {
                 let begun = now();
                 let round = engine.glance().await;
+                scheduler.pace_glances(now() - begun);
                 follow_up(&mut scheduler, &round);
                 finished(Finished { round: &round, cause: "glance", lags: Vec::new(), since_woken: now() - begun });
             }

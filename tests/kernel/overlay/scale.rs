@@ -332,11 +332,11 @@ fn one_more_peer_costs_the_loop_the_same_with_ten_thousand_as_with_a_hundred() {
     assert!(ratio < 5.0, "{medians:?}");
 }
 
-/// Sends requests with many in flight and waits for all answers.
-async fn pour(socket: &Path, requests: impl Iterator<Item = Request>) {
+/// Sends requests with many in flight and waits for all answers; gives the number of those that came before their effect.
+async fn pour(socket: &Path, requests: impl Iterator<Item = Request>) -> u32 {
     let mut stream = UnixStream::connect(socket).await.unwrap();
     let (mut frames, mut chunk) = (overlayd::wire::FrameReader::default(), vec![0; 65536]);
-    let (mut in_flight, mut requests, mut id) = (BTreeSet::new(), requests.peekable(), 0);
+    let (mut in_flight, mut requests, mut id, mut late) = (BTreeSet::new(), requests.peekable(), 0, 0);
     while requests.peek().is_some() || !in_flight.is_empty() {
         while in_flight.len() < IN_FLIGHT
             && let Some(request) = requests.next()
@@ -350,21 +350,32 @@ async fn pour(socket: &Path, requests: impl Iterator<Item = Request>) {
         let mut input = &chunk[..count];
         while let Some(body) = frames.feed(&mut input).unwrap() {
             if let Frame::Response { id, response } = decode_frame(&body).unwrap() {
-                assert!(!matches!(response, Response::Err { .. }), "{response:?}");
+                if let Response::Err { message } = response {
+                    // Emulated and busy, a node may take longer than an answer waits: the edit stands all the same.
+                    assert!(message.starts_with("kept as generation"), "{message}");
+                    late += 1;
+                }
                 in_flight.remove(&id);
             }
         }
     }
+    late
 }
 
 fn wire_peer(number: u32) -> Request {
     add_peer(&key(number), "", &allowed_ip(number).to_string())
 }
 
-/// Median of whole AddPeers through the socket of a running agent.
-fn add_peers(node: &OverlayNode, from: u32) -> Duration {
+/// Median of whole AddPeers through the socket of a running agent, and how much of one the loop's phases and the disk take on average.
+fn add_peers(node: &OverlayNode, from: u32) -> (Duration, String) {
+    let sums = || {
+        let mut sums = node.metric("overlayd_reconcile_duration_seconds_sum");
+        sums.extend(node.metric("overlayd_store_fsync_seconds_sum"));
+        sums
+    };
+    let before = sums();
     let socket = node.socket();
-    block_on(async {
+    let times = block_on(async {
         let mut client = overlayd::client::Client::connect(&socket).await.unwrap();
         let mut times = Vec::new();
         for turn in 0..WARM_UP + TIMED {
@@ -374,8 +385,15 @@ fn add_peers(node: &OverlayNode, from: u32) -> Duration {
             times.push(begin.elapsed());
             assert_eq!(response, Response::Ok);
         }
-        median(times.split_off(WARM_UP as usize))
-    })
+        times
+    });
+    let shares = sums().into_iter().map(|(labels, sum)| {
+        let part = sum - before.get(&labels).unwrap_or(&0.0);
+        let name = if labels.is_empty() { "fsync" } else { labels.as_str() };
+        format!("{name} {:.3} ms", part * 1000.0 / f64::from(WARM_UP + TIMED))
+    });
+    let shares = shares.collect::<Vec<_>>().join(", ");
+    (median(times[WARM_UP as usize..].to_vec()), shares)
 }
 
 #[test]
@@ -383,21 +401,21 @@ fn a_whole_add_peer_with_ten_thousand_peers_is_compared_with_a_hundred() {
     isolated(|| {
         let (a, b) = two_nodes();
         let device = a.setup(IPV4.cluster, Some(IPV4.slices[0]), PORT);
-        block_on(pour(&a.socket(), (0..100).map(wire_peer)));
-        let few = add_peers(&a, 20_000);
+        assert_eq!(block_on(pour(&a.socket(), (0..100).map(wire_peer))), 0);
+        let (few, few_parts) = add_peers(&a, 20_000);
         let begin = Instant::now();
-        block_on(pour(&a.socket(), (100..10_000).map(wire_peer)));
+        let late = block_on(pour(&a.socket(), (100..10_000).map(wire_peer)));
         let poured = begin.elapsed();
-        let many = add_peers(&a, 30_000);
+        a.resync();
+        let (many, many_parts) = add_peers(&a, 30_000);
         let ratio = many.as_secs_f64() / few.as_secs_f64();
         println!(
             "MEASURED: {}: whole AddPeer over the socket, median of {TIMED}: {few:?} with 100 peers, {many:?} with 10,000; ratio {ratio:.2}; \
-             9,900 AddPeers with {IN_FLIGHT} in flight took {poured:?}",
+             9,900 AddPeers with {IN_FLIGHT} in flight took {poured:?}, {late} answered before their effect",
             stage(&a, &device)
         );
-        let phases = a.metric("overlayd_reconcile_duration_seconds_sum");
-        let counts = a.metric("overlayd_reconcile_duration_seconds_count");
-        println!("MEASURED: rounds: seconds {phases:?}, counts {counts:?}, {:?}", a.metric("overlayd_reconcile_total"));
+        println!("MEASURED: of one AddPeer with 100 peers on average {few_parts}");
+        println!("MEASURED: of one AddPeer with 10,000 peers on average {many_parts}");
         assert!(ratio < 20.0);
         drop(b);
     });
