@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     desired::{Document, store},
-    reconcile::{engine::Round, target::Scope},
+    reconcile::{target::Scope, view::Round},
 };
 
 /// Removes links, addresses, routes and devices with this instance's mark. The document stays, so that the next start of the agent brings

@@ -8,8 +8,8 @@ use crate::{
     desired::{Document, Editor},
     object::Mark,
     reconcile::{
-        engine::SharedView,
         runtime::{Command, Commands},
+        view::SharedView,
     },
     wire::Event,
 };

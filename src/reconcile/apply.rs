@@ -6,7 +6,7 @@
 //!
 //! Only neighbours in the plan travel together, so that handing over several steps never changes their order.
 
-use super::{order::Undone, plan::Step};
+use super::{order::Undone, step::Step};
 use crate::{
     action::Action,
     object::{Key, Subsystem},

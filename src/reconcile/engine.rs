@@ -9,9 +9,8 @@
 //! the ten-thousandth peer as cheap as the first; what the cache got wrong is found by the next full round.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::{Duration, Instant},
+    collections::BTreeSet,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use super::{
@@ -19,8 +18,10 @@ use super::{
     explain::Diff,
     ledger::{Condition, Ledger, NOT_WANTED},
     order::Undone,
-    plan::{Plan, Reason, Step, Withheld, plan},
+    plan::plan,
+    step::{Plan, Reason, Step, Withheld},
     target::{Facts, Scope, Target, lower, places},
+    view::{ActionRecord, Round, SharedView, View},
 };
 use crate::{
     clock::{Clock, Now, backoff},
@@ -33,77 +34,11 @@ use crate::{
 /// Looks that one full round takes at most: one to see, one to verify, one more where the first pass uncovered something.
 const PASSES_MAX: usize = 3;
 
-/// What is known about the node, for readers outside the loop. They never wait for a round.
-#[derive(Debug, Default)]
-pub struct View {
-    pub snapshot: Snapshot,
-    pub ledger: Ledger,
-    pub progress: Progress,
-}
-
-/// How far the loop has come.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// Rounds finished.
-    pub rounds: u64,
-    /// Every edit up to this generation was part of a finished round.
-    pub covered: u64,
-    /// The last generation at which the node was as the document said.
-    pub converged: u64,
-    pub in_sync: bool,
-    /// True once one full round has seen the whole node.
-    pub ready: bool,
-}
-
-/// The one place in which the loop's view is locked; a reader that panicked does not take the loop with it.
-#[derive(Debug, Clone, Default)]
-pub struct SharedView(Arc<RwLock<View>>);
-
-impl SharedView {
-    pub fn read(&self) -> RwLockReadGuard<'_, View> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, View> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// How much of the node a full round looks at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     Node,
     Peers,
-}
-
-/// What one round did, for the log and the metrics.
-#[derive(Debug, Clone, Default)]
-pub struct Round {
-    pub full: bool,
-    pub generation: u64,
-    pub observe: Duration,
-    pub plan: Duration,
-    pub apply: Duration,
-    pub verify: Duration,
-    pub actions: Vec<ActionRecord>,
-    /// Objects of ours that had changed though the document had not: what they are and how they differed.
-    pub drift: Vec<(Key, &'static str)>,
-    /// Differences that are left, by subsystem and verb.
-    pub left: BTreeMap<(Subsystem, &'static str), usize>,
-    pub in_sync: bool,
-    /// The node could not be looked at; nothing was planned.
-    pub blind: Option<String>,
-    /// Wants another full round at this moment: something backs off, or the cache proved wrong.
-    pub again_at: Option<Instant>,
-}
-
-#[derive(Debug, Clone)]
-pub struct ActionRecord {
-    pub key: Key,
-    pub verb: &'static str,
-    /// `ok`, `failed` or `skipped`.
-    pub result: &'static str,
-    pub error: Option<String>,
 }
 
 /// Runs rounds against one kernel.

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
-    plan::{Plan, Reason, Step, Withheld},
+    step::{Plan, Reason, Step, Withheld},
     target::Target,
 };
 use crate::{

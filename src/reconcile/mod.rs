@@ -15,4 +15,6 @@ pub mod ledger;
 pub mod order;
 pub mod plan;
 pub mod runtime;
+pub mod step;
 pub mod target;
+pub mod view;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 
-use super::plan::{Reason, Step};
+use super::step::{Reason, Step, link_of};
 use crate::{
     action::Action,
     object::{Key, RouteSpec, Spec, Subsystem},
@@ -91,7 +91,7 @@ impl<'a> Undone<'a> {
 
 /// True when `later` cannot be done once `failed` was not: what it stands on is missing.
 fn depends_on(later: &Action, failed: &Action) -> bool {
-    let needs_link = |spec: &Spec, name: &crate::ids::IfName| super::plan::link_of(later.key(), spec) == Some(name);
+    let needs_link = |spec: &Spec, name: &crate::ids::IfName| link_of(later.key(), spec) == Some(name);
     match (failed, later) {
         (Action::Delete { key, .. }, Action::Create { key: same, .. }) => key == same,
         (

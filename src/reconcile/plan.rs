@@ -7,94 +7,23 @@
 //!
 //! A missing object is not always work: if its part was not dumped whole, creating it could reset a healthy WireGuard peer.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
-
-use serde::Serialize;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     order,
+    step::{FieldChange, Plan, Reason, Step, Withheld, link_of},
     target::{Scope, Target},
 };
 use crate::{
     action::Action,
     clock::UnixTime,
     ids::IfName,
-    object::{DeviceSpec, Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem},
+    object::{DeviceSpec, Key, LinkKind, PeerSpec, Spec, Subsystem},
     observed::{Coverage, Observed, Owner, Snapshot},
 };
 
 /// Age of a handshake after which a WireGuard session no longer carries data (`REJECT_AFTER_TIME`, WireGuard white paper section 6.1).
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(180);
-
-/// What has to happen on the node, in order.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Plan {
-    pub steps: Vec<Step>,
-    /// Differences that are not acted upon, and why.
-    pub withheld: BTreeMap<Key, Withheld>,
-}
-
-impl Plan {
-    pub fn is_empty(&self) -> bool {
-        self.steps.is_empty()
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Step {
-    pub action: Action,
-    pub reason: Reason,
-}
-
-/// Why a step is needed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "cause", content = "fields", rename_all = "snake_case")]
-pub enum Reason {
-    /// Wanted, and not there.
-    Missing,
-    /// There, but different.
-    Changed(Vec<FieldChange>),
-    /// There, ours, and not wanted.
-    Extra,
-    /// There, ours, and of a kind that cannot be changed into the wanted one.
-    Replaced,
-}
-
-impl Reason {
-    /// The word used in metric labels.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Reason::Missing => "missing",
-            Reason::Changed(_) => "changed",
-            Reason::Extra => "extra",
-            Reason::Replaced => "replaced",
-        }
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct FieldChange {
-    pub field: &'static str,
-    /// As seen.
-    pub from: String,
-    /// As wanted.
-    pub to: String,
-}
-
-/// Why a difference is left as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", content = "why", rename_all = "snake_case")]
-pub enum Withheld {
-    /// Something that is not ours has the place.
-    Blocked(String),
-    /// It needs an object that is itself blocked, or that this plan does not bring about.
-    WaitsFor(Key),
-    /// The part of the node that it lives in could not be seen whole.
-    Unseen(String),
-}
 
 /// The plan that turns `snapshot` into `target` within `scope`.
 ///
@@ -251,19 +180,6 @@ impl Planner<'_> {
             from.allowed_ips.retain(|ip| wanted.allowed_ips.contains(ip) || self.target.holder(device, ip).is_none());
         }
         (from, to)
-    }
-}
-
-/// The link that an object cannot exist without.
-pub(super) fn link_of<'a>(key: &'a Key, spec: &'a Spec) -> Option<&'a IfName> {
-    match spec {
-        Spec::Route(RouteSpec::Through(link)) => Some(link),
-        Spec::Route(RouteSpec::Unreachable | RouteSpec::Other(_))
-        | Spec::Link(_)
-        | Spec::Address
-        | Spec::Sysctl(_)
-        | Spec::Device(_)
-        | Spec::Peer(_) => key.link(),
     }
 }
 

@@ -23,11 +23,7 @@ use futures::{
     task::AtomicWaker,
 };
 
-use super::{
-    engine::{Engine, Round},
-    explain::Diff,
-    target::Scope,
-};
+use super::{engine::Engine, explain::Diff, target::Scope, view::Round};
 use crate::{
     clock::Clock,
     desired::Touched,

@@ -9,7 +9,7 @@ use overlayd::{
     object::{EndpointSpec, Key, RouteSpec, Setting, Spec, Subsystem},
     observed::{Observed, Owner},
     platform::{ActionError, sim::Fault},
-    reconcile::{engine::Round, ledger::Condition, target::Scope},
+    reconcile::{ledger::Condition, target::Scope, view::Round},
 };
 
 use crate::world::{

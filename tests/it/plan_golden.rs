@@ -20,7 +20,8 @@ use overlayd::{
     observed::{Observation, Snapshot},
     reconcile::{
         explain::Diff,
-        plan::{Plan, differences, plan},
+        plan::{differences, plan},
+        step::Plan,
         target::{DEFAULT_MTU, Facts, Scope, lower},
     },
 };
@@ -95,7 +96,7 @@ fn prose(document: &Document, diff: &Diff, plan: &Plan) -> String {
         let what = match &step.action {
             Action::Create { spec, .. } => serde_json::to_string(spec).unwrap(),
             Action::Update { from, to, .. } => {
-                let field = |change: &overlayd::reconcile::plan::FieldChange| format!("{}={}", change.field, change.to);
+                let field = |change: &overlayd::reconcile::step::FieldChange| format!("{}={}", change.field, change.to);
                 differences(from, to).iter().map(field).collect::<Vec<_>>().join(" ")
             }
             Action::Delete { .. } => String::new(),

@@ -22,7 +22,8 @@ use overlayd::{
     },
     reconcile::{
         explain::Diff,
-        plan::{Plan, plan},
+        plan::plan,
+        step::Plan,
         target::{Facts, Scope, Target, places},
     },
 };

@@ -19,10 +19,11 @@ use overlayd::{
     observed::{Observation, Observed, Owner},
     platform::{ActionError, Hint, Interest, Kernel, ObserveError, sim::SimKernel},
     reconcile::{
-        engine::{Engine, SharedView},
+        engine::Engine,
         ledger::Condition,
         runtime::{Command, Commands, Finished, Inbox, RuntimeOptions, commands, run},
         target::Facts,
+        view::SharedView,
     },
 };
 use tokio::{sync::Notify, task::JoinHandle};

@@ -15,10 +15,11 @@ use overlayd::{
     observed::{Observed, Snapshot},
     platform::sim::SimKernel,
     reconcile::{
-        engine::{Engine, Round},
+        engine::Engine,
         explain::Diff,
         ledger::Condition,
         target::{Facts, Scope, Target, lower},
+        view::Round,
     },
     secret::PrivateKey,
 };

@@ -3,7 +3,7 @@ use std::sync::{Mutex, PoisonError};
 use prometheus::{Registry, TextEncoder};
 
 use super::{loops::Loop, node::Node, registrar::Registrar, socket::Socket};
-use crate::reconcile::engine::View;
+use crate::reconcile::view::View;
 
 /// Every figure of the process.
 pub struct Metrics {

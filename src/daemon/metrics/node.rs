@@ -4,7 +4,7 @@ use super::registrar::Registrar;
 use crate::{
     object::{Key, Subsystem},
     observed::Snapshot,
-    reconcile::{engine::View, ledger::Condition},
+    reconcile::{ledger::Condition, view::View},
 };
 
 /// What the node is like now.

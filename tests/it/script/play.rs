@@ -13,9 +13,10 @@ use overlayd::{
     object::{EndpointSpec, Key, LinkKind, PeerSpec, RouteSpec, Setting, Spec, Subsystem},
     platform::ActionError,
     reconcile::{
-        engine::{Engine, Round},
+        engine::Engine,
         ledger::Condition,
         target::{Facts, Scope},
+        view::Round,
     },
 };
 

@@ -28,8 +28,9 @@ use overlayd::{
         sim::SimKernel,
     },
     reconcile::{
-        engine::{Engine, Round},
+        engine::Engine,
         target::{Facts, Scope},
+        view::Round,
     },
     secret::PrivateKey,
     wire::{Frame, Request, Response, decode_frame, encode},

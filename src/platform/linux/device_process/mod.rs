@@ -11,6 +11,7 @@
 
 mod attach;
 mod engine;
+mod failed;
 mod ledger;
 mod place;
 mod run;
@@ -19,6 +20,7 @@ mod sockets;
 mod spawn;
 mod tun;
 
-pub use run::{DEFAULT_UAPI_DIR, DeviceArgs, DeviceError, run};
+pub use failed::DeviceError;
+pub use run::{DEFAULT_UAPI_DIR, DeviceArgs, run};
 pub use spawn::{CURRENT_EXE, START_LIMIT, StartError, start};
 pub use tun::{TunError, create_persistent};

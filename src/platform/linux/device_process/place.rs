@@ -13,7 +13,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 
-use super::run::DeviceError;
+use super::failed::DeviceError;
 use crate::ids::IfName;
 
 /// The right to serve one interface, held until the process ends however it ends.

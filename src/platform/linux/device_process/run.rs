@@ -18,9 +18,10 @@ use tokio::{
 use super::{
     attach::{Tun, TunControl},
     engine::Engine,
+    failed::DeviceError,
     place::{Listening, Place},
     server::{CONNECTIONS_MAX, serve},
-    tun::{self, TunError},
+    tun,
 };
 use crate::ids::IfName;
 
@@ -40,47 +41,6 @@ pub struct DeviceArgs {
     pub ifname: IfName,
     /// Directory of the socket and the lock.
     pub uapi_dir: PathBuf,
-}
-
-/// Why a device process could not start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    #[error("serve the interface: another device process does")]
-    AlreadyRunning,
-    #[error("serve the interface: something else is at the path of its socket")]
-    SocketTaken,
-    #[error("use the socket directory")]
-    Place(#[source] io::Error),
-    #[error(transparent)]
-    Tun(#[from] TunError),
-    #[error("start the runtime")]
-    Runtime(#[source] io::Error),
-    #[error("start the WireGuard device: {0}")]
-    Device(String),
-}
-
-impl DeviceError {
-    /// True for what a predecessor that is just ending would cause.
-    fn may_pass(&self) -> bool {
-        match self {
-            DeviceError::AlreadyRunning | DeviceError::SocketTaken => true,
-            DeviceError::Tun(TunError::Attach(_, error)) => error.raw_os_error() == Some(libc::EBUSY),
-            DeviceError::Place(_) | DeviceError::Tun(_) | DeviceError::Runtime(_) | DeviceError::Device(_) => false,
-        }
-    }
-
-    /// Exit status of the process, so that its starter can tell the cases apart.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            DeviceError::AlreadyRunning => 10,
-            DeviceError::SocketTaken => 11,
-            DeviceError::Place(_) => 12,
-            DeviceError::Tun(TunError::Missing(_)) => 13,
-            DeviceError::Tun(_) => 14,
-            DeviceError::Runtime(_) => 15,
-            DeviceError::Device(_) => 16,
-        }
-    }
 }
 
 /// Serves the interface until it is deleted or the process gets SIGTERM or SIGINT; then removes the socket file. The TUN stays.

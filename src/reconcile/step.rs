@@ -1,0 +1,98 @@
+//! What a plan is made of: steps, their reasons, and what is left undone on purpose.
+//!
+//! Owns the vocabulary that the planner writes and everything after it reads. Leaves deciding to [`plan`](mod@super::plan), and the order
+//! to [`order`](super::order).
+//!
+//! Upholds I-14: a field's text is made for people and holds no secret.
+//!
+//! A reason says how the node differs, not why: whether a difference is drift or an edit is known to the ledger.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    action::Action,
+    ids::IfName,
+    object::{Key, RouteSpec, Spec},
+};
+
+/// What has to happen on the node, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// Differences that are not acted upon, and why.
+    pub withheld: BTreeMap<Key, Withheld>,
+}
+
+impl Plan {
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    pub action: Action,
+    pub reason: Reason,
+}
+
+/// Why a step is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "cause", content = "fields", rename_all = "snake_case")]
+pub enum Reason {
+    /// Wanted, and not there.
+    Missing,
+    /// There, but different.
+    Changed(Vec<FieldChange>),
+    /// There, ours, and not wanted.
+    Extra,
+    /// There, ours, and of a kind that cannot be changed into the wanted one.
+    Replaced,
+}
+
+impl Reason {
+    /// The word used in metric labels.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Reason::Missing => "missing",
+            Reason::Changed(_) => "changed",
+            Reason::Extra => "extra",
+            Reason::Replaced => "replaced",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FieldChange {
+    pub field: &'static str,
+    /// As seen.
+    pub from: String,
+    /// As wanted.
+    pub to: String,
+}
+
+/// Why a difference is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", content = "why", rename_all = "snake_case")]
+pub enum Withheld {
+    /// Something that is not ours has the place.
+    Blocked(String),
+    /// It needs an object that is itself blocked, or that this plan does not bring about.
+    WaitsFor(Key),
+    /// The part of the node that it lives in could not be seen whole.
+    Unseen(String),
+}
+
+/// The link that an object cannot exist without.
+pub fn link_of<'a>(key: &'a Key, spec: &'a Spec) -> Option<&'a IfName> {
+    match spec {
+        Spec::Route(RouteSpec::Through(link)) => Some(link),
+        Spec::Route(RouteSpec::Unreachable | RouteSpec::Other(_))
+        | Spec::Link(_)
+        | Spec::Address
+        | Spec::Sysctl(_)
+        | Spec::Device(_)
+        | Spec::Peer(_) => key.link(),
+    }
+}
