@@ -11,8 +11,11 @@ use super::{agent::Agent, health::PeerHealth};
 use crate::{
     clock::{Clock, SystemClock},
     desired::{Committed, Listener},
-    object::Key,
-    reconcile::runtime::{Finished, Inbox},
+    object::{Key, Subsystem},
+    reconcile::{
+        runtime::{Finished, Inbox},
+        view::{Progress, Round},
+    },
     wire::Event,
 };
 
@@ -39,8 +42,9 @@ pub fn after_each(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(
         agent.metrics.reconcile.round(&finished);
         let progress = agent.view.read().progress;
         covered.send_replace(progress.covered);
-        if finished.round.blind.is_none() && progress.covered > settled && knows_every_endpoint(&agent) {
-            settled = progress.covered;
+        let told = told_up_to(progress, finished.round);
+        if told > settled && knows_every_endpoint(&agent) {
+            settled = told;
             agent.editor.settle(settled);
         }
         if finished.round.full {
@@ -51,6 +55,18 @@ pub fn after_each(agent: Arc<Agent>, covered: watch::Sender<u64>) -> impl FnMut(
             }
         }
         log_round(&finished);
+    }
+}
+
+/// The generation up to which the kernel was told of the document, as far as this round can say.
+fn told_up_to(progress: Progress, round: &Round) -> u64 {
+    match (&round.blind, round.full) {
+        (Some(_), _) => 0,
+        // What an earlier process committed and did not live to settle is part of the first full round, though no edit announced it.
+        (None, true) if !round.left.keys().any(|(part, _)| *part == Subsystem::Peer) => {
+            progress.covered.max(round.generation)
+        }
+        (None, _) => progress.covered,
     }
 }
 
@@ -102,5 +118,22 @@ fn log_round(finished: &Finished<'_>) {
             micros = u64::try_from(finished.since_woken.as_micros()).unwrap_or(u64::MAX),
             "round"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_round_settles_what_an_earlier_process_left_unsettled_and_a_blind_one_settles_nothing() {
+        let progress = Progress { covered: 3, ..Progress::default() };
+        let full = Round { full: true, generation: 7, ..Round::default() };
+        assert_eq!(told_up_to(progress, &full), 7);
+        assert_eq!(told_up_to(progress, &Round { generation: 7, ..Round::default() }), 3);
+        let unfinished = Round { left: [((Subsystem::Peer, "update"), 1)].into(), ..full.clone() };
+        assert_eq!(told_up_to(progress, &unfinished), 3);
+        let blind = Round { blind: Some("no answer".into()), ..full };
+        assert_eq!(told_up_to(progress, &blind), 0);
     }
 }
