@@ -18,11 +18,10 @@ use crate::{
     clock::{Clock, SystemClock},
     desired::{Document, store},
     object::{Key, Mark},
-    observed::{Observation, Snapshot},
+    observed::Observation,
     reconcile::{
         explain::Diff,
-        plan::plan,
-        target::{DEFAULT_MTU, Facts, Scope, lower},
+        target::{DEFAULT_MTU, Facts},
     },
     wire::{AgentRequest, AgentResponse},
 };
@@ -104,10 +103,8 @@ async fn ask_agent(arguments: &DiffArguments) -> Result<Rendered, Asked> {
     match client.agent_request(AgentRequest::Diff).await.map_err(Asked::NotReached)? {
         AgentResponse::Err { message } => Err(Asked::Refused(message)),
         AgentResponse::Report { report } => {
-            let diff = &report["diff"];
-            let none = |name: &str| diff[name].as_array().is_none_or(Vec::is_empty);
             let text = report["text"].as_str().unwrap_or_default().to_owned();
-            Ok((text, format!("{diff:#}\n"), none("differences") && none("withheld")))
+            Ok((text, format!("{:#}\n", report["diff"]), report["is_empty"] == true))
         }
     }
 }
@@ -140,11 +137,7 @@ fn of_files(desired: &Path, observed: &Path) -> Result<Diff, Box<dyn std::error:
         serde_json::from_str(&read(observed)?).map_err(|error| format!("{}: {error}", observed.display()))?;
     let facts = Facts { mtu: node.mtu, ..Facts::new(node.mark) };
     let told = |_: &Key| document.settled();
-    let target = lower(&document, &facts, &told, &Scope::Everything);
-    let mut snapshot = Snapshot::default();
-    snapshot.absorb(node.seen);
-    let plan = plan(&target, &snapshot, &Scope::Everything, SystemClock.now().unix);
-    Ok(Diff::new(&document, &target, &plan))
+    Ok(Diff::between(&document, &facts, &told, node.seen, SystemClock.now().unix))
 }
 
 pub fn observe(arguments: &ObserveArguments) -> Outcome {

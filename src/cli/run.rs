@@ -13,9 +13,12 @@ use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
 use super::outcome::Outcome;
 use crate::failure::with_causes;
 use crate::{
-    daemon::{self, DataPlane, LogFormat, Settings},
+    daemon::{self, LogFormat, Settings},
     ids::IfName,
-    platform::device_process::{self, DeviceArgs},
+    platform::{
+        DataPlaneChoice,
+        device_process::{self, DeviceArgs},
+    },
     reconcile::target::DEFAULT_MTU,
     wire::limits::CONNECTIONS_MAX,
 };
@@ -138,9 +141,9 @@ pub fn wg_device(arguments: DeviceArguments) -> Outcome {
 
 fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
     let data_plane = match flags.data_plane.or(file.data_plane).as_deref() {
-        None | Some("auto") => DataPlane::Auto,
-        Some("kernel") => DataPlane::Kernel,
-        Some("userspace") => DataPlane::Userspace,
+        None | Some("auto") => DataPlaneChoice::Auto,
+        Some("kernel") => DataPlaneChoice::Kernel,
+        Some("userspace") => DataPlaneChoice::Userspace,
         Some(other) => return Err(format!("data plane {other:?}: must be auto, kernel or userspace")),
     };
     let log_format = match flags.log_format.or(file.log_format).as_deref() {

@@ -138,9 +138,9 @@ fn trouble(agent: &Agent, touched: &Touched) -> Option<String> {
 pub async fn agent_request(agent: &Agent, request: &AgentRequest) -> AgentResponse {
     let outcome = match request {
         AgentRequest::Status => Ok(report::agent_status(agent)),
-        AgentRequest::Diff => ask(agent, Command::Inspect)
-            .await
-            .and_then(|diff| diff.map(|diff| json!({ "text": diff.to_text(), "diff": diff }))),
+        AgentRequest::Diff => ask(agent, Command::Inspect).await.and_then(|diff| {
+            diff.map(|diff| json!({ "text": diff.to_text(), "is_empty": diff.is_empty(), "diff": diff }))
+        }),
         AgentRequest::Resync => ask(agent, Command::Resync).await.map(|_| report::agent_status(agent)),
     };
     match outcome {

@@ -27,4 +27,4 @@ mod systemd;
 
 pub use failed::RunError;
 pub use run::run;
-pub use settings::{DataPlane, LogFormat, Settings};
+pub use settings::{LogFormat, Settings};

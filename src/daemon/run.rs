@@ -20,14 +20,14 @@ use super::{
     load::{Loaded, load},
     metrics::Metrics,
     names, page, rounds,
-    settings::{DataPlane, Settings},
+    settings::Settings,
     systemd,
 };
 use crate::{
     clock::SystemClock,
     desired::Committer,
     object::Mark,
-    platform::{DataPlaneChoice, NativeKernel, NativeOptions},
+    platform::{NativeKernel, NativeOptions},
     reconcile::{
         engine::Engine,
         runtime::{self, Inbox, RuntimeOptions},
@@ -115,8 +115,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     let Loaded { store, document, identity } = load(settings.state_dir.clone()).await?;
     let mark = Mark::of_instance(&identity);
     let generation = document.generation();
-    let choice = data_plane(&settings);
-    let kernel = NativeKernel::open(NativeOptions::new(mark, choice, settings.uapi_dir.clone()))
+    let kernel = NativeKernel::open(NativeOptions::new(mark, settings.data_plane, settings.uapi_dir.clone()))
         .map_err(|error| RunError::Process("open the kernel's interfaces", error))?;
     let (listener, place) = listen::bind(&settings)?;
 
@@ -157,14 +156,6 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tokio::spawn(listen::accept(agent.clone(), listener));
     tokio::spawn(systemd::keep_told(agent.clone()));
     Ok(Running { agent, committer, place })
-}
-
-fn data_plane(settings: &Settings) -> DataPlaneChoice {
-    match settings.data_plane {
-        DataPlane::Auto => DataPlaneChoice::Auto,
-        DataPlane::Kernel => DataPlaneChoice::Kernel,
-        DataPlane::Userspace => DataPlaneChoice::Userspace,
-    }
 }
 
 /// More descriptors than a login shell gives: every client and every device has one.

@@ -1,5 +1,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use crate::platform::DataPlaneChoice;
+
 /// Everything that an operator can choose. Flags, environment and file are read by [`cli`](crate::cli).
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -17,19 +19,10 @@ pub struct Settings {
     pub resync_every: Duration,
     /// MTU of the overlay device, bytes.
     pub mtu: u32,
-    pub data_plane: DataPlane,
+    pub data_plane: DataPlaneChoice,
     /// Directory of the control sockets of userspace WireGuard devices.
     pub uapi_dir: PathBuf,
     pub log_format: LogFormat,
-}
-
-/// Which WireGuard carries the overlay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DataPlane {
-    /// The kernel's where it has one, else a device process.
-    Auto,
-    Kernel,
-    Userspace,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use super::{
@@ -27,7 +27,7 @@ use crate::{
     clock::{Clock, Now, backoff},
     desired::Document,
     object::{Key, Spec, Subsystem},
-    observed::{Observation, Snapshot},
+    observed::Observation,
     platform::{ActionError, Interest, Kernel},
 };
 
@@ -125,19 +125,21 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     /// What a full round would do now. Changes nothing, not even the cache.
     pub async fn inspect(&mut self) -> Result<Diff, String> {
-        let observation = self.observe().await?;
-        let mut snapshot = Snapshot::default();
-        snapshot.absorb(observation);
-        let now = self.clock.now();
-        let (target, _) = self.lower(&Scope::Everything);
-        let plan = plan(&target, &snapshot, &Scope::Everything, now.unix);
-        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
-        Ok(Diff::new(&document, &target, &plan))
+        let seen = self.observe().await?;
+        let now = self.clock.now().unix;
+        // Always in this order, as readers outside the loop take them.
+        let document = self.document();
+        let view = self.view.read();
+        Ok(Diff::between(&document, &self.facts, &|key| self.told(&view, key), seen, now))
     }
 
     /// What is on the node now, in the places that the document is about. Changes nothing, not even the cache.
     pub async fn observe(&mut self) -> Result<Observation, String> {
-        let interest = self.interest(Look::Node);
+        self.see(Look::Node).await
+    }
+
+    async fn see(&mut self, look: Look) -> Result<Observation, String> {
+        let interest = self.interest(look);
         self.kernel.observe(&interest).await.map_err(|error| error.to_string())
     }
 
@@ -224,8 +226,8 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     /// Adds the peers from which an allowed IP of `keys` moves away, so that one plan sees both sides.
     fn widen(&self, keys: &mut BTreeSet<Key>) {
+        let document = self.document();
         let view = self.view.read();
-        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
         let mut others = BTreeSet::new();
         for key in keys.iter() {
             let Key::Peer { device, public_key } = key else {
@@ -244,8 +246,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     }
 
     async fn look(&mut self, look: Look) -> Result<(), String> {
-        let interest = self.interest(look);
-        let observation = self.kernel.observe(&interest).await.map_err(|error| error.to_string())?;
+        let observation = self.see(look).await?;
         let mut view = self.view.write();
         if look == Look::Node {
             view.snapshot.distrust();
@@ -255,8 +256,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     }
 
     fn interest(&self, look: Look) -> Interest {
-        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
-        let (links, keys) = places(&document, &self.facts);
+        let (links, keys) = places(&self.document(), &self.facts);
         let subsystems = match look {
             Look::Node => Subsystem::ALL.into_iter().collect(),
             Look::Peers => [Subsystem::Device, Subsystem::Peer].into_iter().collect(),
@@ -265,10 +265,18 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     }
 
     fn lower(&self, scope: &Scope) -> (Target, u64) {
-        let document = self.document.read().unwrap_or_else(PoisonError::into_inner);
+        let document = self.document();
         let view = self.view.read();
-        let told = |key: &Key| view.ledger.realized_at(key).unwrap_or(0).max(self.settled);
-        (lower(&document, &self.facts, &told, scope), document.generation())
+        (lower(&document, &self.facts, &|key| self.told(&view, key), scope), document.generation())
+    }
+
+    fn document(&self) -> RwLockReadGuard<'_, Document> {
+        self.document.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Generation up to which the kernel is known to have been told of an object, by this process or an earlier one.
+    fn told(&self, view: &View, key: &Key) -> u64 {
+        view.ledger.realized_at(key).unwrap_or(0).max(self.settled)
     }
 
     fn make_plan(&self, scope: &Scope, round: &mut Round) -> (Target, Plan) {

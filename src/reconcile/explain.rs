@@ -9,13 +9,16 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
+    plan::plan,
     step::{Plan, Reason, Step, Withheld},
-    target::Target,
+    target::{Facts, Scope, Target, lower},
 };
 use crate::{
     action::Action,
+    clock::UnixTime,
     desired::Document,
     object::{Key, LinkKind, RouteSpec, Spec},
+    observed::{Observation, Snapshot},
 };
 
 /// Version of the JSON below; grows with every change that a reader could trip over.
@@ -61,6 +64,21 @@ pub struct Note {
 }
 
 impl Diff {
+    /// How a node differs from a document: the whole pure way, from both sides to the differences.
+    pub fn between(
+        document: &Document,
+        facts: &Facts,
+        told: &impl Fn(&Key) -> u64,
+        seen: Observation,
+        now: UnixTime,
+    ) -> Self {
+        let target = lower(document, facts, told, &Scope::Everything);
+        let mut snapshot = Snapshot::default();
+        snapshot.absorb(seen);
+        let plan = plan(&target, &snapshot, &Scope::Everything, now);
+        Self::new(document, &target, &plan)
+    }
+
     pub fn new(document: &Document, target: &Target, plan: &Plan) -> Self {
         let differences = plan.steps.iter().map(|step| difference(document, target, step)).collect();
         let withheld = plan
