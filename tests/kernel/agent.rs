@@ -9,8 +9,10 @@ mod twins;
 
 use std::fs::File;
 
+use nix::sys::signal::Signal;
+
 use crate::{
-    agent_process::{Agent, block_on},
+    agent_process::{Agent, block_on, setup},
     lab,
 };
 
@@ -29,6 +31,18 @@ fn has_device(part: &str) -> bool {
         lab::skip_part(&format!("no /dev/net/tun: {part}"));
     }
     can
+}
+
+/// An agent whose overlay is up, on a device process that does not answer until it gets a SIGCONT.
+fn on_a_hung_device() -> Agent<'static> {
+    lab::need_tun();
+    let mut agent = Agent::new("a");
+    agent.arguments = ["--data-plane", "userspace"].map(String::from).into();
+    agent.start();
+    agent.must(setup("a"));
+    assert_eq!(agent.device_pids().len(), 1);
+    agent.signal_devices(Signal::SIGSTOP);
+    agent
 }
 
 /// An agent that is ready.

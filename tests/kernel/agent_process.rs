@@ -344,6 +344,13 @@ impl<'a> Agent<'a> {
         pids.filter(is_meant).collect()
     }
 
+    /// Sends a signal to every device process in the agent's namespace.
+    pub fn signal_devices(&self, signal: Signal) {
+        for device in self.device_pids() {
+            kill(Pid::from_raw(device), signal).unwrap();
+        }
+    }
+
     /// Whether a link of this name is in the agent's namespace.
     pub fn has_link(&self, name: &str) -> bool {
         let name = name.to_owned();

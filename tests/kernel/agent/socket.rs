@@ -11,10 +11,10 @@ use overlayd::wire::{
 };
 use serde_json::{Value, json};
 
-use super::{isolated, running};
+use super::{isolated, on_a_hung_device, running};
 use crate::{
     agent_process::{Agent, PATIENCE, Raw, add_peer, block_on, peer, peer_key, setup, within},
-    lab::{need_tun, skip},
+    lab::skip,
 };
 
 const MEBIBYTE: u64 = 1024 * 1024;
@@ -483,15 +483,7 @@ fn a_client_that_dies_in_the_middle_of_a_request_harms_nobody() {
 #[test]
 fn a_status_is_answered_in_milliseconds_while_another_request_waits_for_a_hung_device() {
     isolated(|| {
-        need_tun();
-        let mut agent = Agent::new("a");
-        agent.arguments = ["--data-plane", "userspace"].map(String::from).into();
-        agent.start();
-        agent.must(setup("a"));
-        let device = agent.device_pids();
-        assert_eq!(device.len(), 1);
-        let device = nix::unistd::Pid::from_raw(device[0]);
-        nix::sys::signal::kill(device, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let agent = on_a_hung_device();
         let mut slow = agent.raw();
         let begun = Instant::now();
         slow.request(1, add_peer(1));
@@ -507,7 +499,7 @@ fn a_status_is_answered_in_milliseconds_while_another_request_waits_for_a_hung_d
         let took = begun.elapsed();
         assert_eq!(answer["id"], 1);
         assert!(answer["response"]["message"].as_str().unwrap().contains("not in effect yet"), "{answer}");
-        nix::sys::signal::kill(device, nix::sys::signal::Signal::SIGCONT).unwrap();
+        agent.signal_devices(nix::sys::signal::Signal::SIGCONT);
         agent.wait_for("the peer to be there after all", |agent| agent.look_again()["in_sync"] == true);
         times.sort_unstable();
         let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);

@@ -9,7 +9,7 @@ use std::{
 use nix::sys::signal::Signal;
 use overlayd::{client::Client, wire::Request};
 
-use super::{has_device, isolated};
+use super::{has_device, isolated, on_a_hung_device};
 use crate::{
     agent_process::{Agent, DEVICE, add_peer, block_on, setup},
     lab::need_tun,
@@ -125,14 +125,7 @@ fn an_interrupt_stops_and_a_hangup_does_not() {
 #[test]
 fn a_stop_does_not_wait_for_a_hung_device() {
     isolated(|| {
-        need_tun();
-        let mut agent = Agent::new("a");
-        agent.arguments = ["--data-plane", "userspace"].map(String::from).into();
-        agent.start();
-        agent.must(setup("a"));
-        for device in agent.device_pids() {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(device), Signal::SIGSTOP).unwrap();
-        }
+        let mut agent = on_a_hung_device();
         let mut waiting = agent.raw();
         waiting.request(1, add_peer(1));
         agent.wait_for("the edit to be kept", |agent| agent.generation() == 3);
@@ -140,9 +133,7 @@ fn a_stop_does_not_wait_for_a_hung_device() {
         assert!(status.success(), "{status}");
         assert!(took < STOP_MAX, "{took:?}");
         println!("MEASURED: a stop in the middle of a round with a hung device took {took:?}");
-        for device in agent.device_pids() {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(device), Signal::SIGCONT).unwrap();
-        }
+        agent.signal_devices(Signal::SIGCONT);
         agent.start();
         agent.wait_for("the edit to be carried out", |agent| agent.report()["in_sync"] == true);
         assert_eq!(agent.status().peer_count, 1, "what was kept is done by the next start");
