@@ -48,7 +48,7 @@ mod tests {
         let stats = PeerStats { last_handshake: handshake.map(UnixTime), ..PeerStats::default() };
         let seen = Observed { stats: Some(stats), ..Observed::ours(Spec::Peer(PeerSpec::default())) };
         let mut snapshot = Snapshot::default();
-        snapshot.absorb(Observation { coverage: BTreeMap::new(), objects: BTreeMap::from([(key, seen)]) });
+        snapshot.absorb(Observation { objects: BTreeMap::from([(key, seen)]), ..Observation::default() });
         snapshot
     }
 

@@ -80,7 +80,16 @@ fn knows_every_endpoint(agent: &Agent) -> bool {
             let wanted = document.peers().get(public_key);
             wanted.is_none_or(|peer| view.ledger.realized_at(key) == Some(peer.since))
         }
-        Key::Link(_) | Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => true,
+        Key::Link(_)
+        | Key::Address { .. }
+        | Key::Route { .. }
+        | Key::Sysctl { .. }
+        | Key::Device(_)
+        | Key::Inside(_)
+        | Key::Ruleset
+        | Key::Member(_)
+        | Key::Guest(_)
+        | Key::File(_) => true,
     })
 }
 

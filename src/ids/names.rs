@@ -21,6 +21,11 @@ pub struct ServiceName(String);
 #[serde(try_from = "String", into = "String")]
 pub struct Label(String);
 
+/// Name of an isolation network, chosen by the driving daemon; only ever hashed, compared and shown.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NetworkName(String);
+
 /// A DNS name in lower case, without the final dot: letters, digits, `-` and `_` in labels of at most 63.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -75,6 +80,13 @@ impl FromStr for Label {
     }
 }
 
+impl FromStr for NetworkName {
+    type Err = BadId;
+    fn from_str(text: &str) -> Result<Self, BadId> {
+        plain_name("isolation network name", text).map(Self)
+    }
+}
+
 impl FromStr for DnsName {
     type Err = BadId;
     fn from_str(text: &str) -> Result<Self, BadId> {
@@ -109,7 +121,7 @@ macro_rules! shown_as_text {
         text_identifier!($name);
     )*};
 }
-shown_as_text!(ServiceName, Label, DnsName);
+shown_as_text!(ServiceName, Label, NetworkName, DnsName);
 
 impl Zone {
     pub fn as_str(&self) -> &str {

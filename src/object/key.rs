@@ -1,9 +1,9 @@
-use std::{fmt, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BadId, Cidr, IfName, WgPublicKey, text_identifier};
+use crate::ids::{BadId, Cidr, FilePath, IfName, WgPublicKey, text_identifier};
 
 /// The part of the kernel that an object lives in; dumps, coverage, hints and metric labels go by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -17,11 +17,32 @@ pub enum Subsystem {
     Device,
     /// A peer of a WireGuard device.
     Peer,
+    /// The container's side of a veth pair, in the container's network namespace.
+    Inside,
+    /// The rules of our firewall tables.
+    Ruleset,
+    /// An address of a container as the firewall knows it.
+    Member,
+    /// A rule of ours in another program's firewall table.
+    Guest,
+    /// A file that tells another program to leave our links alone.
+    File,
 }
 
 impl Subsystem {
-    pub const ALL: [Subsystem; 6] =
-        [Subsystem::Link, Subsystem::Address, Subsystem::Route, Subsystem::Sysctl, Subsystem::Device, Subsystem::Peer];
+    pub const ALL: [Subsystem; 11] = [
+        Subsystem::Link,
+        Subsystem::Address,
+        Subsystem::Route,
+        Subsystem::Sysctl,
+        Subsystem::Device,
+        Subsystem::Peer,
+        Subsystem::Inside,
+        Subsystem::Ruleset,
+        Subsystem::Member,
+        Subsystem::Guest,
+        Subsystem::File,
+    ];
 
     /// The word used in metric labels, diffs and logs.
     pub fn word(self) -> &'static str {
@@ -32,6 +53,11 @@ impl Subsystem {
             Subsystem::Sysctl => "sysctl",
             Subsystem::Device => "device",
             Subsystem::Peer => "peer",
+            Subsystem::Inside => "inside",
+            Subsystem::Ruleset => "ruleset",
+            Subsystem::Member => "member",
+            Subsystem::Guest => "guest",
+            Subsystem::File => "file",
         }
     }
 }
@@ -49,19 +75,30 @@ pub enum Setting {
     Ipv4RpFilter,
     /// `net.ipv6.conf.IF.accept_ra`: a tunnel never gets its addresses from a router advertisement.
     Ipv6AcceptRa,
+    /// `net.ipv4.conf.IF.forwarding`: packets that come in here may be sent on. Set on our own links and on the host's way out, never for all.
+    Ipv4Forwarding,
+    /// `net.ipv6.conf.IF.force_forwarding` (Linux 6.17): the same for IPv6, where `forwarding` of a link only changes how it takes router
+    /// advertisements and only that of `all` lets packets through.
+    Ipv6ForceForwarding,
 }
 
 impl Setting {
-    pub const ALL: [Setting; 2] = [Setting::Ipv4RpFilter, Setting::Ipv6AcceptRa];
+    pub const ALL: [Setting; 4] =
+        [Setting::Ipv4RpFilter, Setting::Ipv6AcceptRa, Setting::Ipv4Forwarding, Setting::Ipv6ForceForwarding];
 
     /// Family and file name below `/proc/sys/net/<family>/conf/<interface>/`.
     pub fn path(self) -> (&'static str, &'static str) {
         match self {
             Setting::Ipv4RpFilter => ("ipv4", "rp_filter"),
             Setting::Ipv6AcceptRa => ("ipv6", "accept_ra"),
+            Setting::Ipv4Forwarding => ("ipv4", "forwarding"),
+            Setting::Ipv6ForceForwarding => ("ipv6", "force_forwarding"),
         }
     }
 }
+
+/// Stands for the one ruleset in the text of its key.
+const RULESET: &str = "overlayd";
 
 /// Which object. Its text form (`peer/zl-prod-0-g/<base64>`) is the one in diffs, logs and JSON.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -87,6 +124,38 @@ pub enum Key {
         device: IfName,
         public_key: WgPublicKey,
     },
+    /// The container's side of the veth pair whose host side has this name.
+    Inside(IfName),
+    /// The rules of our tables: one object, because they change in one transaction.
+    Ruleset,
+    /// An address that the firewall tells apart.
+    Member(IpAddr),
+    /// The rule that lets overlay traffic of one family through another program's drop policy.
+    Guest(Family),
+    File(FilePath),
+}
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    pub const ALL: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+
+    pub fn of(address: &IpAddr) -> Self {
+        if address.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 }
+    }
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Family::Ipv4 => "ipv4",
+            Family::Ipv6 => "ipv6",
+        }
+    }
 }
 
 impl Key {
@@ -98,14 +167,19 @@ impl Key {
             Key::Sysctl { .. } => Subsystem::Sysctl,
             Key::Device(_) => Subsystem::Device,
             Key::Peer { .. } => Subsystem::Peer,
+            Key::Inside(_) => Subsystem::Inside,
+            Key::Ruleset => Subsystem::Ruleset,
+            Key::Member(_) => Subsystem::Member,
+            Key::Guest(_) => Subsystem::Guest,
+            Key::File(_) => Subsystem::File,
         }
     }
 
     /// The link without which the object cannot exist; `None` for links themselves and for routes, whose link is in their spec.
     pub fn link(&self) -> Option<&IfName> {
         match self {
-            Key::Link(_) | Key::Route { .. } => None,
-            Key::Address { link, .. } | Key::Sysctl { link, .. } => Some(link),
+            Key::Link(_) | Key::Route { .. } | Key::Ruleset | Key::Member(_) | Key::Guest(_) | Key::File(_) => None,
+            Key::Address { link, .. } | Key::Sysctl { link, .. } | Key::Inside(link) => Some(link),
             Key::Device(device) | Key::Peer { device, .. } => Some(device),
         }
     }
@@ -115,7 +189,12 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.subsystem();
         match self {
-            Key::Link(name) | Key::Device(name) => write!(f, "{kind}/{name}"),
+            Key::Link(name) | Key::Device(name) | Key::Inside(name) => write!(f, "{kind}/{name}"),
+            Key::Ruleset => write!(f, "{kind}/{RULESET}"),
+            Key::Member(address) => write!(f, "{kind}/{address}"),
+            Key::Guest(family) => write!(f, "{kind}/{}", family.word()),
+            // The path begins with a slash of its own.
+            Key::File(path) => write!(f, "{kind}{path}"),
             Key::Address { link, address } => write!(f, "{kind}/{link}/{address}"),
             Key::Route { destination, metric } => write!(f, "{kind}/{destination}/{metric}"),
             Key::Sysctl { link, setting } => {
@@ -138,15 +217,25 @@ impl FromStr for Key {
     fn from_str(text: &str) -> Result<Self, BadId> {
         let bad = || BadId::new("object key", text, "must be KIND/NAME…, as `overlayd diff --json` writes it");
         let (kind, rest) = text.split_once('/').ok_or_else(bad)?;
-        if kind == "link" {
-            return rest.parse().map(Key::Link);
-        }
-        if kind == "device" {
-            return rest.parse().map(Key::Device);
-        }
-        if kind == "route" {
-            let (destination, metric) = rest.rsplit_once('/').ok_or_else(bad)?;
-            return Ok(Key::Route { destination: destination.parse()?, metric: metric.parse().map_err(|_| bad())? });
+        match kind {
+            "link" => return rest.parse().map(Key::Link),
+            "device" => return rest.parse().map(Key::Device),
+            "inside" => return rest.parse().map(Key::Inside),
+            "ruleset" if rest == RULESET => return Ok(Key::Ruleset),
+            "member" => return rest.parse().map(Key::Member).map_err(|_| bad()),
+            "guest" => {
+                let family = Family::ALL.into_iter().find(|family| family.word() == rest);
+                return family.map(Key::Guest).ok_or_else(bad);
+            }
+            "file" => return format!("/{rest}").parse().map(Key::File),
+            "route" => {
+                let (destination, metric) = rest.rsplit_once('/').ok_or_else(bad)?;
+                return Ok(Key::Route {
+                    destination: destination.parse()?,
+                    metric: metric.parse().map_err(|_| bad())?,
+                });
+            }
+            _ => {}
         }
         let (link, rest) = rest.split_once('/').ok_or_else(bad)?;
         let link: IfName = link.parse()?;

@@ -12,6 +12,9 @@ mod key;
 mod mark;
 mod spec;
 
-pub use key::{Key, Setting, Subsystem};
+pub use key::{Family, Key, Setting, Subsystem};
 pub use mark::{ADDRESS_PROTOCOL, Mark, ROUTE_PROTOCOL};
-pub use spec::{DeviceSpec, EndpointSpec, KeyPair, LinkKind, LinkSpec, PeerSpec, RouteSpec, Spec};
+pub use spec::{
+    DeviceSpec, EndpointSpec, FileSpec, GuestSpec, InsideRoute, InsideSpec, KeyPair, LinkKind, LinkSpec, MemberSpec,
+    NetworkId, PeerSpec, RouteSpec, RulesetSpec, Spec, VethPeer,
+};

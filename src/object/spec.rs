@@ -1,9 +1,15 @@
-use std::{collections::BTreeSet, fmt, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    hash::Hasher,
+    net::{IpAddr, SocketAddr},
+};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{Cidr, IfName, WgPublicKey},
+    ids::{Cidr, IfName, Netns, NetworkName, WgPublicKey},
     secret::PrivateKey,
 };
 
@@ -19,6 +25,11 @@ pub enum Spec {
     Sysctl(i64),
     Device(DeviceSpec),
     Peer(PeerSpec),
+    Inside(InsideSpec),
+    Ruleset(RulesetSpec),
+    Member(MemberSpec),
+    Guest(GuestSpec),
+    File(FileSpec),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +38,30 @@ pub struct LinkSpec {
     /// Bytes.
     pub mtu: u32,
     pub up: bool,
+    /// The bridge that the link is a port of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master: Option<IfName>,
+    /// Of a bridge: whether the spanning tree protocol runs. It would keep a new port silent for 30 seconds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stp: bool,
+    /// Of a veth: where its other end was put. `None` as seen: in a namespace that no container of ours has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<VethPeer>,
+}
+
+impl LinkSpec {
+    /// A link that is up and on its own.
+    pub fn up(kind: LinkKind, mtu: u32) -> Self {
+        Self { kind, mtu, up: true, master: None, stp: false, peer: None }
+    }
+}
+
+/// The far end of a veth pair.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VethPeer {
+    pub netns: Netns,
+    /// Name that the end is made with. A container may rename it; that is no difference.
+    pub name: IfName,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +69,9 @@ pub struct LinkSpec {
 pub enum LinkKind {
     /// A WireGuard interface, whichever data plane carries it: a kernel device, or a TUN that a device process serves.
     WireGuard,
+    Bridge,
+    /// A veth pair, by the end that stays on the host.
+    Veth,
     /// Any other kind, by the kernel's name for it; never wanted, only seen.
     Other(String),
 }
@@ -68,6 +106,91 @@ pub struct PeerSpec {
     /// Whether a preshared key is set. The contract has none, so a key that appears is somebody else's and breaks the tunnel.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub preshared: bool,
+}
+
+/// The container's side of a veth pair. Compared as far as it is ours: what a container adds for itself is its own business.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InsideSpec {
+    pub netns: Netns,
+    /// Name of the link in the container.
+    pub name: IfName,
+    /// Bytes.
+    pub mtu: u32,
+    /// Whether the link *and* the container's loopback are up.
+    pub up: bool,
+    /// Addresses with the prefix length of the network that they are on-link with.
+    pub addresses: BTreeSet<IpNet>,
+    pub routes: BTreeSet<InsideRoute>,
+}
+
+/// A route in a container, through the link that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct InsideRoute {
+    pub destination: Cidr,
+    /// `None`: on-link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<IpAddr>,
+}
+
+/// What our firewall tables know besides their members. The rules themselves are the same on every node.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RulesetSpec {
+    /// False as seen: a table, chain, set or rule is missing, or is not as this version writes it.
+    pub intact: bool,
+    /// The overlay: everything that an isolated member may not reach without a reason.
+    pub overlay: BTreeSet<Cidr>,
+    /// Networks of this node's containers: what leaves the overlay from here is masqueraded.
+    pub local: BTreeSet<Cidr>,
+    /// The node's own overlay addresses and every gateway: an isolated member is reachable from them.
+    pub node: BTreeSet<IpAddr>,
+    /// Addresses of the node that an isolated member may reach when it comes in through this link.
+    pub gateways: BTreeSet<(IfName, IpAddr)>,
+    /// Our links that carry overlay traffic: devices and bridges. Ports of containers are members' ports.
+    pub links: BTreeSet<IfName>,
+}
+
+/// One address of a container in the firewall.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberSpec {
+    /// The only port that may send from this address; `None` for one that comes through a WireGuard device or is the node's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<IfName>,
+    /// The isolation network; `None` is the flat overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkId>,
+}
+
+/// An isolation network as the firewall's maps know it: a hash of its name. The document refuses two names with one hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NetworkId(pub u32);
+
+impl NetworkId {
+    pub fn of(name: &NetworkName) -> Self {
+        let mut hasher = siphasher::sip::SipHasher13::new_with_keys(0, 0);
+        hasher.write(name.as_str().as_bytes());
+        // Zero is kept for "none".
+        Self(((hasher.finish() >> 32) as u32).max(1))
+    }
+}
+
+impl fmt::Display for NetworkId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.0)
+    }
+}
+
+/// Networks whose traffic another program's forward chain is asked to let through, in both directions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSpec {
+    pub networks: BTreeSet<Cidr>,
+}
+
+/// A file of ours: its first line names the owner, and a file without it is somebody else's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileSpec {
+    /// The whole text.
+    pub content: String,
 }
 
 /// An endpoint and how firmly it is wanted: WireGuard moves it by itself when the peer roams (A5).

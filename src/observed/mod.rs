@@ -11,4 +11,4 @@
 pub mod normalise;
 mod snapshot;
 
-pub use snapshot::{Coverage, Observation, Observed, Owner, PeerStats, Snapshot};
+pub use snapshot::{Coverage, Neighbour, Observation, Observed, Owner, PeerStats, Snapshot, Surroundings};

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, btree_map};
+use std::collections::{BTreeMap, BTreeSet, btree_map};
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::{
     action::Action,
     clock::UnixTime,
     ids::{Cidr, IfName, WgPublicKey},
-    object::{Key, Spec, Subsystem},
+    object::{Family, Key, Spec, Subsystem},
 };
 
 /// Whether the absence of an object from a part means that it does not exist.
@@ -68,6 +68,34 @@ pub struct Observation {
     /// One entry for each subsystem that was looked at; one that is missing was not.
     pub coverage: BTreeMap<Subsystem, Coverage>,
     pub objects: BTreeMap<Key, Observed>,
+    /// `None`: they were not looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub surroundings: Option<Surroundings>,
+}
+
+/// What the node has besides our objects that the target depends on: none of it is ours to make.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    /// Links that the default routes lead through.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub uplinks: BTreeSet<IfName>,
+    /// Whether IPv6 can be forwarded link by link ([`Setting::Ipv6ForceForwarding`](crate::object::Setting)).
+    #[serde(default)]
+    pub force_forwarding: bool,
+    /// Families whose packets another program's forward chain drops unless a rule lets them through (A30).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub forward_drop: BTreeSet<Family>,
+    /// Programs on this node that would configure links of ours if nobody told them not to (A11).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub neighbours: BTreeSet<Neighbour>,
+}
+
+/// A program that configures links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Neighbour {
+    Networkd,
+    NetworkManager,
 }
 
 /// The objects of the node as far as they are known.
@@ -77,9 +105,14 @@ pub struct Snapshot {
     objects: BTreeMap<Key, Observed>,
     /// Which peer of a device holds an allowed IP: derived from `objects`.
     holders: BTreeMap<(IfName, Cidr), WgPublicKey>,
+    surroundings: Surroundings,
 }
 
 impl Snapshot {
+    pub fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
     pub fn coverage(&self, subsystem: Subsystem) -> &Coverage {
         self.coverage.get(&subsystem).unwrap_or(&Coverage::Unknown)
     }
@@ -112,6 +145,9 @@ impl Snapshot {
 
     /// Takes in what was seen. A part that was dumped whole replaces what was known of it; a partial one only adds.
     pub fn absorb(&mut self, observation: Observation) {
+        if let Some(surroundings) = observation.surroundings {
+            self.surroundings = surroundings;
+        }
         for (subsystem, coverage) in observation.coverage {
             if coverage == Coverage::Whole {
                 let gone: Vec<Key> = self
@@ -156,7 +192,11 @@ impl Snapshot {
 
     /// The snapshot as plain data, for `diff --observed` and fixtures.
     pub fn to_observation(&self) -> Observation {
-        Observation { coverage: self.coverage.clone(), objects: self.objects.clone() }
+        Observation {
+            coverage: self.coverage.clone(),
+            objects: self.objects.clone(),
+            surroundings: Some(self.surroundings.clone()),
+        }
     }
 
     fn insert(&mut self, key: Key, observed: Observed) {

@@ -1,11 +1,14 @@
-use std::{collections::BTreeSet, future::Future};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+};
 
 use futures::stream::BoxStream;
 
 use crate::{
     action::Action,
     ids::IfName,
-    object::{Key, Subsystem},
+    object::{InsideSpec, Key, Subsystem},
     observed::Observation,
 };
 
@@ -16,8 +19,10 @@ pub struct Interest {
     pub subsystems: BTreeSet<Subsystem>,
     /// Names that the target uses: a link with such a name is reported even when it is a stranger's.
     pub links: BTreeSet<IfName>,
-    /// Other objects whose stranger of the same key must be reported (routes).
+    /// Other objects whose stranger of the same key must be reported (routes, files), and settings whose value is wanted.
     pub keys: BTreeSet<Key>,
+    /// Container sides that the target wants, by the host side of their pair: which namespaces to enter, and what counts as ours there.
+    pub insides: BTreeMap<IfName, InsideSpec>,
 }
 
 /// "Something may have changed." Wakes a round and marks parts stale; never says what is there now (I-13).

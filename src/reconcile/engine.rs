@@ -9,7 +9,7 @@
 //! the ten-thousandth peer as cheap as the first; what the cache got wrong is found by the next full round.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
@@ -261,7 +261,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             Look::Node => Subsystem::ALL.into_iter().collect(),
             Look::Peers => [Subsystem::Device, Subsystem::Peer].into_iter().collect(),
         };
-        Interest { subsystems, links, keys }
+        Interest { subsystems, links, keys, insides: BTreeMap::new() }
     }
 
     fn lower(&self, scope: &Scope) -> (Target, u64) {

@@ -17,7 +17,7 @@ use crate::{
     action::Action,
     clock::UnixTime,
     desired::Document,
-    object::{Key, LinkKind, RouteSpec, Spec},
+    object::{Key, LinkKind, MemberSpec, RouteSpec, Spec},
     observed::{Observation, Snapshot},
 };
 
@@ -162,6 +162,12 @@ fn describe(spec: &Spec) -> String {
     match spec {
         Spec::Link(link) => match &link.kind {
             LinkKind::WireGuard => format!("wireguard, mtu {}", link.mtu),
+            LinkKind::Bridge => format!("bridge, mtu {}", link.mtu),
+            LinkKind::Veth => match (&link.master, &link.peer) {
+                (Some(master), _) => format!("veth, port of {master}"),
+                (None, Some(peer)) => format!("veth into {}", peer.netns),
+                (None, None) => "veth".into(),
+            },
             LinkKind::Other(kind) => kind.clone(),
         },
         Spec::Address => String::new(),
@@ -175,19 +181,43 @@ fn describe(spec: &Spec) -> String {
             let more = if peer.allowed_ips.len() > ips.len() { ",…" } else { "" };
             format!("allowed ips {}{more}", if ips.is_empty() { "none".into() } else { ips.join(",") })
         }
+        Spec::Inside(inside) => {
+            let addresses: Vec<String> = inside.addresses.iter().map(ToString::to_string).collect();
+            format!("{} with {} in {}", inside.name, addresses.join(","), inside.netns)
+        }
+        Spec::Ruleset(ruleset) => format!("{} links, {} networks", ruleset.links.len(), ruleset.overlay.len()),
+        Spec::Member(MemberSpec { port, network }) => {
+            let port = port.as_ref().map_or("no port".into(), ToString::to_string);
+            match network {
+                Some(network) => format!("{port}, network {network}"),
+                None => port,
+            }
+        }
+        Spec::Guest(guest) => {
+            let networks: Vec<String> = guest.networks.iter().map(ToString::to_string).collect();
+            format!("accepts {}", networks.join(","))
+        }
+        Spec::File(file) => format!("{} bytes", file.content.len()),
     }
 }
 
 fn wanted_by(document: &Document, key: &Key, since: u64) -> String {
     match key {
         Key::Peer { .. } => format!("wanted by this peer's entry since generation {since}"),
-        Key::Link(_) | Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => {
-            match document.overlay() {
-                Some(overlay) => {
-                    format!("wanted by overlay {}/{} since generation {since}", overlay.deployment, overlay.instance)
-                }
-                None => String::new(),
+        Key::Link(_)
+        | Key::Address { .. }
+        | Key::Route { .. }
+        | Key::Sysctl { .. }
+        | Key::Device(_)
+        | Key::Inside(_)
+        | Key::Ruleset
+        | Key::Member(_)
+        | Key::Guest(_)
+        | Key::File(_) => match document.overlay() {
+            Some(overlay) => {
+                format!("wanted by overlay {}/{} since generation {since}", overlay.deployment, overlay.instance)
             }
-        }
+            None => String::new(),
+        },
     }
 }

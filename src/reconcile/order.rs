@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use super::step::{Reason, Step, link_of};
 use crate::{
     action::Action,
-    object::{Key, RouteSpec, Spec, Subsystem},
+    object::{Key, LinkKind, LinkSpec, RouteSpec, Spec, Subsystem},
 };
 
 /// Sorts steps into the order in which they are safe. Steps of one rank keep the order of their keys.
@@ -26,7 +26,7 @@ pub fn sort(steps: &mut [Step]) {
         let rank = match (&step.action, &step.reason) {
             // A route that makes room goes before its successor comes; a fallback leaves no more than that one gap.
             (Action::Delete { .. }, Reason::Replaced) if fallbacks.contains(key) => 0,
-            (Action::Delete { .. }, Reason::Replaced) if key.subsystem() == Subsystem::Route => 1,
+            (Action::Delete { .. }, Reason::Replaced) if key.subsystem() == Subsystem::Route => 4,
             (action, _) => rank(action),
         };
         (rank, key.clone())
@@ -42,27 +42,42 @@ fn rank(action: &Action) -> u8 {
     match action {
         Action::Create { spec, .. } | Action::Update { to: spec, .. } => match key.subsystem() {
             Subsystem::Route if is_fallback(spec) => 0,
-            Subsystem::Link => 4,
-            Subsystem::Sysctl => 5,
-            Subsystem::Device => 6,
-            Subsystem::Address => 7,
-            Subsystem::Peer => 8,
-            Subsystem::Route => 10,
+            Subsystem::File => 1,
+            Subsystem::Ruleset => 2,
+            Subsystem::Member => 3,
+            Subsystem::Link if is_port(spec) => 9,
+            Subsystem::Link => 8,
+            Subsystem::Sysctl => 10,
+            Subsystem::Device => 11,
+            Subsystem::Address => 12,
+            Subsystem::Peer => 13,
+            Subsystem::Inside => 15,
+            Subsystem::Route => 16,
+            Subsystem::Guest => 17,
         },
         Action::Delete { was, .. } => match key.subsystem() {
-            Subsystem::Route if is_fallback(was) => 11,
-            Subsystem::Route => 1,
-            Subsystem::Address => 2,
-            Subsystem::Link => 3,
+            Subsystem::Guest | Subsystem::Route if !is_fallback(was) => 4,
+            Subsystem::Address | Subsystem::Inside => 5,
+            Subsystem::Link if is_port(was) => 6,
+            Subsystem::Link | Subsystem::Sysctl | Subsystem::Device => 7,
             // After the additions: an allowed IP that moves is moved by the peer that gains it.
-            Subsystem::Peer => 9,
-            Subsystem::Sysctl | Subsystem::Device => 3,
+            Subsystem::Peer => 14,
+            // A port that is still there is still fenced in.
+            Subsystem::Member => 18,
+            Subsystem::Ruleset => 19,
+            Subsystem::Guest | Subsystem::Route => 20,
+            Subsystem::File => 21,
         },
     }
 }
 
 fn is_fallback(spec: &Spec) -> bool {
     matches!(spec, Spec::Route(RouteSpec::Unreachable))
+}
+
+/// A container's veth: it needs its bridge, and the firewall must know it before it is there.
+fn is_port(spec: &Spec) -> bool {
+    matches!(spec, Spec::Link(LinkSpec { kind: LinkKind::Veth, .. }))
 }
 
 /// Steps that were not done, as far as others stand on them.

@@ -233,6 +233,8 @@ pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
 fn link_kind(kind: &LinkKind) -> String {
     match kind {
         LinkKind::WireGuard => "wireguard".into(),
+        LinkKind::Bridge => "bridge".into(),
+        LinkKind::Veth => "veth".into(),
         LinkKind::Other(name) => name.clone(),
     }
 }

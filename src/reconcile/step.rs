@@ -92,6 +92,11 @@ pub fn link_of<'a>(key: &'a Key, spec: &'a Spec) -> Option<&'a IfName> {
         | Spec::Link(_)
         | Spec::Address
         | Spec::Sysctl(_)
+        | Spec::Inside(_)
+        | Spec::Ruleset(_)
+        | Spec::Member(_)
+        | Spec::Guest(_)
+        | Spec::File(_)
         | Spec::Device(_)
         | Spec::Peer(_) => key.link(),
     }

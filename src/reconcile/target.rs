@@ -17,6 +17,7 @@ use crate::{
     desired::{Document, OverlayRecord, PeerRecord},
     ids::{Cidr, DnsName, Host, IfName, WgPublicKey},
     object::{DeviceSpec, EndpointSpec, Key, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem},
+    observed::Surroundings,
 };
 
 /// MTU of the overlay device in bytes: an Ethernet underlay of 1500 less 80 for IPv6, UDP and WireGuard (A28).
@@ -33,13 +34,21 @@ pub struct Facts {
     pub mtu: u32,
     /// The addresses that endpoint host names resolve to at present.
     pub resolved: BTreeMap<DnsName, IpAddr>,
+    /// What the last look found around our objects.
+    pub surroundings: Surroundings,
     /// True after a `Shutdown`: the device is taken down, the document stays (the next start brings it back).
     pub suspended: bool,
 }
 
 impl Facts {
     pub fn new(mark: Mark) -> Self {
-        Self { mark, mtu: DEFAULT_MTU, resolved: BTreeMap::new(), suspended: false }
+        Self {
+            mark,
+            mtu: DEFAULT_MTU,
+            resolved: BTreeMap::new(),
+            surroundings: Surroundings::default(),
+            suspended: false,
+        }
     }
 }
 
@@ -142,7 +151,7 @@ fn lower_overlay(document: &Document, overlay: &OverlayRecord, device: &IfName, 
     if facts.suspended {
         return;
     }
-    let link = LinkSpec { kind: LinkKind::WireGuard, mtu: facts.mtu, up: true };
+    let link = LinkSpec::up(LinkKind::WireGuard, facts.mtu);
     target.want(Key::Link(device.clone()), Spec::Link(link), since);
     let (setting, value) = setting_for(&overlay.cluster);
     target.want(Key::Sysctl { link: device.clone(), setting }, Spec::Sysctl(value), since);

@@ -14,7 +14,7 @@ use overlayd::{
         TurnServer, consider, store::Contents,
     },
     ids::Cidr,
-    object::{Key, LinkKind, RouteSpec, Spec, Subsystem},
+    object::{Key, LinkKind, NetworkId, RouteSpec, Spec, Subsystem},
     observed::{Coverage, Observation, Observed, Owner, Snapshot},
     platform::{
         ActionError, Interest,
@@ -205,6 +205,26 @@ fn altered(spec: &Spec, how: u8) -> Spec {
             }
         }
         Spec::Sysctl(value) => *value += 1,
+        Spec::Inside(inside) => match how % 4 {
+            0 => inside.mtu += 1,
+            1 => inside.up = false,
+            2 => inside.addresses.clear(),
+            _ => inside.routes.clear(),
+        },
+        Spec::Ruleset(ruleset) => match how % 6 {
+            0 => ruleset.intact = false,
+            1 => ruleset.overlay.clear(),
+            2 => ruleset.local.clear(),
+            3 => ruleset.node.clear(),
+            4 => ruleset.gateways.clear(),
+            _ => ruleset.links.clear(),
+        },
+        Spec::Member(member) => match how % 2 {
+            0 => member.port = Some("veth-9-s".parse().unwrap()),
+            _ => member.network = Some(NetworkId(9)),
+        },
+        Spec::Guest(guest) => guest.networks.clear(),
+        Spec::File(file) => file.content.push('#'),
         Spec::Device(device) => match how % 3 {
             0 => device.listen_port ^= 1,
             1 => device.key.public = None,
@@ -263,7 +283,7 @@ fn strangers(node: &SimNode) -> BTreeMap<Key, Observed> {
 fn look(node: &SimNode, document: &Document) -> Snapshot {
     let (links, keys) = places(document, &Facts::new(mark()));
     let mut snapshot = Snapshot::default();
-    snapshot.absorb(node.observe(&Interest { subsystems: Subsystem::ALL.into(), links, keys }));
+    snapshot.absorb(node.observe(&Interest { subsystems: Subsystem::ALL.into(), links, keys, ..Interest::default() }));
     snapshot
 }
 
@@ -408,12 +428,10 @@ proptest! {
         let seen = look(&node, &wanted).to_observation();
         let mut piecemeal = Snapshot::default();
         for (key, object) in seen.objects.iter().rev() {
-            piecemeal.absorb(Observation {
-                coverage: BTreeMap::new(),
-                objects: BTreeMap::from([(key.clone(), object.clone())]),
-            });
+            let objects = BTreeMap::from([(key.clone(), object.clone())]);
+            piecemeal.absorb(Observation { objects, ..Observation::default() });
         }
-        piecemeal.absorb(Observation { coverage: seen.coverage.clone(), objects: seen.objects.clone() });
+        piecemeal.absorb(seen.clone());
         let facts = Facts::new(mark());
         let one = plan_for(&target(&wanted, &facts), &look(&node, &wanted));
         let other = plan_for(&target(&retold, &facts), &piecemeal);
@@ -547,6 +565,17 @@ fn variants(spec: &Spec) -> Vec<(&'static str, Spec)> {
         Spec::Link(_) => vec![("mtu", altered(spec, 0)), ("up", altered(spec, 1))],
         Spec::Address | Spec::Route(_) => Vec::new(),
         Spec::Sysctl(_) => vec![("value", altered(spec, 0))],
+        Spec::Inside(_) => {
+            let fields = ["mtu", "up", "addresses", "routes"];
+            fields.into_iter().zip(0..).map(|(field, how)| (field, altered(spec, how))).collect()
+        }
+        Spec::Ruleset(_) => {
+            let fields = ["intact", "overlay", "local", "node", "gateways", "links"];
+            fields.into_iter().zip(0..).map(|(field, how)| (field, altered(spec, how))).collect()
+        }
+        Spec::Member(_) => vec![("port", altered(spec, 0)), ("network", altered(spec, 1))],
+        Spec::Guest(_) => vec![("networks", altered(spec, 0))],
+        Spec::File(_) => vec![("content", altered(spec, 0))],
         Spec::Device(_) => vec![("port", altered(spec, 0)), ("key", altered(spec, 1)), ("fwmark", altered(spec, 2))],
         Spec::Peer(wanted) => {
             let mut all = vec![

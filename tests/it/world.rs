@@ -235,7 +235,7 @@ pub fn endpoint(address: &str) -> Option<EndpointSpec> {
 
 /// A link of another kind under the name of our device.
 pub fn foreign_link() -> Spec {
-    Spec::Link(LinkSpec { kind: LinkKind::Other("dummy".into()), mtu: 1500, up: true })
+    Spec::Link(LinkSpec::up(LinkKind::Other("dummy".into()), 1500))
 }
 
 /// A snapshot that shows exactly this target, as a kernel would show it.
@@ -252,6 +252,7 @@ pub fn as_snapshot(target: &Target) -> Snapshot {
             .iter()
             .map(|(key, wanted)| (key.clone(), Observed::ours(wanted.spec.clone())))
             .collect(),
+        surroundings: None,
     });
     snapshot
 }

@@ -125,7 +125,7 @@ fn route_key(destination: &str, metric: u32) -> Key {
 }
 
 fn link_spec(mtu: u32, up: bool) -> Spec {
-    Spec::Link(LinkSpec { kind: LinkKind::WireGuard, mtu, up })
+    Spec::Link(LinkSpec { up, ..LinkSpec::up(LinkKind::WireGuard, mtu) })
 }
 
 fn create(key: Key, spec: Spec) -> Action {
@@ -154,6 +154,7 @@ async fn look_at(kernel: &mut LinuxKernel, links: &[&str]) -> Observation {
         subsystems: Subsystem::ALL.into(),
         links: links.iter().map(|link| name(link)).collect(),
         keys: BTreeSet::new(),
+        ..Interest::default()
     };
     look(kernel, interest).await
 }

@@ -143,6 +143,9 @@ impl LinuxKernel {
             Key::Sysctl { link, setting } => self.execute_sysctl(link, *setting, action).await,
             Key::Device(device) => self.execute_device(device, action).await,
             Key::Peer { .. } => unreachable!("peers are executed in batches"),
+            Key::Inside(_) | Key::Ruleset | Key::Member(_) | Key::Guest(_) | Key::File(_) => {
+                Err(ActionError::Unsupported("being built".into()))
+            }
         }
     }
 
@@ -173,8 +176,10 @@ impl LinuxKernel {
     }
 
     async fn create_link(&mut self, name: &IfName, spec: &LinkSpec) -> Result<FoundLink, ActionError> {
-        if let LinkKind::Other(kind) = &spec.kind {
-            return Err(ActionError::Failed(format!("overlayd does not make {kind} links")));
+        match &spec.kind {
+            LinkKind::WireGuard => {}
+            LinkKind::Bridge | LinkKind::Veth => return Err(ActionError::Unsupported("being built".into())),
+            LinkKind::Other(kind) => return Err(ActionError::Failed(format!("overlayd does not make {kind} links"))),
         }
         if self.choice != DataPlaneChoice::Userspace {
             match links::create_wireguard(&mut self.route, self.mark, name, spec).await {
@@ -287,7 +292,16 @@ fn batch_length(actions: &[Action], device: &IfName) -> usize {
         .take_while(|action| match action.key() {
             // The same peer twice is two steps, in order.
             Key::Peer { device: of, public_key } => of == device && seen.insert(*public_key),
-            Key::Link(_) | Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => false,
+            Key::Link(_)
+            | Key::Address { .. }
+            | Key::Route { .. }
+            | Key::Sysctl { .. }
+            | Key::Device(_)
+            | Key::Inside(_)
+            | Key::Ruleset
+            | Key::Member(_)
+            | Key::Guest(_)
+            | Key::File(_) => false,
         })
         .count()
 }

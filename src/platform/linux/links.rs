@@ -68,7 +68,7 @@ impl FoundLink {
             KIND_TUN if self.is_ours(mark) => LinkKind::WireGuard,
             other => LinkKind::Other(other.to_owned()),
         };
-        LinkSpec { kind, mtu: self.mtu, up: self.up }
+        LinkSpec { kind, mtu: self.mtu, up: self.up, master: None, stp: false, peer: None }
     }
 
     pub(super) fn observed(&self, mark: Mark) -> Observed {

@@ -5,7 +5,7 @@ use crate::{
     clock::UnixTime,
     ids::{Cidr, IfName, WgPublicKey},
     object::{DeviceSpec, Key, KeyPair, LinkKind, LinkSpec, PeerSpec, RouteSpec, Spec, Subsystem},
-    observed::{Coverage, Observation, Observed, Owner, PeerStats},
+    observed::{Coverage, Observation, Observed, Owner, PeerStats, Surroundings},
     platform::{ActionError, Interest},
 };
 
@@ -27,6 +27,8 @@ pub struct SimNode {
     holders: BTreeMap<(IfName, Cidr), WgPublicKey>,
     /// Every change that was applied, in order: what a capture of netlink messages is on a real node.
     journal: Vec<Action>,
+    /// What a look finds around our objects.
+    pub surroundings: Surroundings,
 }
 
 impl SimNode {
@@ -91,7 +93,15 @@ impl SimNode {
                     peer.lose_session();
                 }
             }
-            Key::Address { .. } | Key::Route { .. } | Key::Sysctl { .. } => {}
+            // The tables go with everything in them.
+            Key::Ruleset => self.objects.retain(|other, _| !matches!(other, Key::Member(_))),
+            Key::Address { .. }
+            | Key::Route { .. }
+            | Key::Sysctl { .. }
+            | Key::Inside(_)
+            | Key::Member(_)
+            | Key::Guest(_)
+            | Key::File(_) => {}
         }
         true
     }
@@ -118,6 +128,7 @@ impl SimNode {
         Observation {
             coverage: interest.subsystems.iter().map(|part| (*part, Coverage::Whole)).collect(),
             objects: objects.map(|(key, seen)| (key.clone(), with_stats(key, seen))).collect(),
+            surroundings: Some(self.surroundings.clone()),
         }
     }
 
@@ -293,8 +304,15 @@ fn without_intent(spec: &Spec) -> Spec {
             }
         }
         Spec::Device(device) => device.key.private = None,
-        Spec::Link(link) => debug_assert_eq!(link.kind, LinkKind::WireGuard, "nothing else is ever created"),
-        Spec::Address | Spec::Route(_) | Spec::Sysctl(_) => {}
+        Spec::Link(link) => debug_assert!(!matches!(link.kind, LinkKind::Other(_)), "nothing else is ever created"),
+        Spec::Address
+        | Spec::Route(_)
+        | Spec::Sysctl(_)
+        | Spec::Inside(_)
+        | Spec::Ruleset(_)
+        | Spec::Member(_)
+        | Spec::Guest(_)
+        | Spec::File(_) => {}
     }
     spec
 }

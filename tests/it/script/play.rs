@@ -146,7 +146,15 @@ impl<S: Stage> Play<S> {
         let fresh = match &key {
             Key::Peer { .. } => Some(Spec::Peer(PeerSpec::default())),
             Key::Address { .. } => Some(Spec::Address),
-            Key::Link(_) | Key::Route { .. } | Key::Sysctl { .. } | Key::Device(_) => None,
+            Key::Link(_)
+            | Key::Route { .. }
+            | Key::Sysctl { .. }
+            | Key::Device(_)
+            | Key::Inside(_)
+            | Key::Ruleset
+            | Key::Member(_)
+            | Key::Guest(_)
+            | Key::File(_) => None,
         };
         let mut spec = self.stage.see(&key).or(fresh).unwrap_or_else(|| panic!("line {}: no {key}", step.line));
         for (name, value) in &step.settings {

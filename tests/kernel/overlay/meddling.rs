@@ -81,7 +81,7 @@ impl Scene {
     /// A WireGuard device of another instance, with a peer.
     fn place_another_instance(&self) {
         let link: IfName = "zl-decoy".parse().unwrap();
-        let spec = LinkSpec { kind: LinkKind::WireGuard, mtu: 1400, up: true };
+        let spec = LinkSpec::up(LinkKind::WireGuard, 1400);
         let none = DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 };
         let key = KeyPair::from_private(PrivateKey::from_random_bytes([77; 32]));
         let device = DeviceSpec { key, listen_port: 51777, fwmark: 0 };

@@ -260,7 +260,7 @@ async fn one_more_of_a_thousand() {
 
 /// The link alone, so that its device process can be started from the right binary.
 async fn make_link(kernel: &mut LinuxKernel) {
-    let spec = overlayd::object::LinkSpec { kind: overlayd::object::LinkKind::WireGuard, mtu: 1420, up: true };
+    let spec = overlayd::object::LinkSpec::up(overlayd::object::LinkKind::WireGuard, 1420);
     let action = overlayd::action::Action::Create { key: Key::Link(device()), spec: Spec::Link(spec) };
     match kernel.execute(&[action]).await.remove(0) {
         Ok(()) => {}
