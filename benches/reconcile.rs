@@ -14,7 +14,9 @@ use criterion::{BatchSize, BenchmarkId, Criterion, criterion_group, criterion_ma
 use futures::executor::block_on;
 use overlayd::{
     clock::SystemClock,
-    desired::{Document, Edit, Mutation, OverlayRequest, PeerRequest, Record, RecordKey, Touched, consider},
+    desired::{
+        Context, Document, Edit, Mutation, OverlayRequest, PeerRequest, Policy, Record, RecordKey, Touched, consider,
+    },
     ids::WgPublicKey,
     object::{KeyPair, Mark},
     platform::sim::SimKernel,
@@ -35,6 +37,7 @@ fn peer(number: u32, keepalive: u16) -> Edit {
     bytes[..4].copy_from_slice(&number.to_be_bytes());
     let [_, high, middle, low] = number.to_be_bytes();
     Edit::EnsurePeer(PeerRequest {
+        scope: overlayd::desired::PeerScope::Node,
         public_key: WgPublicKey::from_bytes(bytes),
         endpoint: format!("203.{high}.{middle}.{low}:51820").parse().ok(),
         allowed_ips: format!("10.{high}.{middle}.{low}/32").parse().into_iter().collect(),
@@ -47,7 +50,9 @@ fn peer(number: u32, keepalive: u16) -> Edit {
 fn edit(document: &RwLock<Document>, wanted: &Edit) -> BTreeSet<overlayd::object::Key> {
     let mut document = document.write().unwrap();
     let next = document.generation() + 1;
-    let change = consider(&document, wanted, next).unwrap();
+    let change =
+        consider(&document, wanted, &Context { next, now: overlayd::clock::UnixTime(0), policy: &Policy::default() })
+            .unwrap();
     document.absorb(next, &change.mutations);
     match change.touched {
         Touched::Keys(keys) => keys,

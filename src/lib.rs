@@ -19,6 +19,7 @@ pub mod wire;
 // F3
 pub mod dns;
 pub mod platform;
+pub mod proxy;
 // F4 (its pure half is F3)
 pub mod reconcile;
 // F5

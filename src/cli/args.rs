@@ -8,6 +8,7 @@ use crate::reconcile::target::DEFAULT_MTU;
 
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/overlayd";
 pub const DEFAULT_SOCKET: &str = "/run/overlayd/overlayd.sock";
+pub const DEFAULT_RUN_DIR: &str = "/run";
 pub const DEFAULT_UAPI_DIR: &str = "/var/run/wireguard";
 
 /// Where the agent's socket is.

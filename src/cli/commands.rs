@@ -2,7 +2,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use super::{ctl, demo, diff, purge, run, status, store};
+use super::{ctl, demo, diff, publish, purge, run, status, store};
 use crate::failure::with_causes;
 
 /// Keeps this node's overlay network as its document says.
@@ -25,6 +25,10 @@ enum Command {
     Observe(diff::ObserveArguments),
     /// Send one request of the contract to the running agent
     Ctl(ctl::CtlArguments),
+    /// Let a port of the host lead to a port of a container of a shared service
+    Publish(publish::PublishArguments),
+    /// Take such a port back
+    Unpublish(publish::PublishArguments),
     /// Look at, export, import or mend the store
     Store(store::StoreArguments),
     /// Remove everything from this node that carries this instance's mark
@@ -52,6 +56,8 @@ pub fn main() -> ExitCode {
         Command::Diff(arguments) => diff::diff(&arguments),
         Command::Observe(arguments) => diff::observe(&arguments),
         Command::Ctl(arguments) => ctl::ctl(arguments),
+        Command::Publish(arguments) => publish::publish(&arguments),
+        Command::Unpublish(arguments) => publish::unpublish(&arguments),
         Command::Store(arguments) => store::store(&arguments),
         Command::Purge(arguments) => purge::purge(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),

@@ -13,6 +13,7 @@ mod demo;
 mod diff;
 mod node;
 mod outcome;
+mod publish;
 mod purge;
 mod run;
 mod status;

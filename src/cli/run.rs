@@ -1,4 +1,9 @@
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Args;
 use serde::Deserialize;
@@ -9,11 +14,12 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
+use super::args::{DEFAULT_RUN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
 use super::outcome::Outcome;
 use crate::failure::with_causes;
 use crate::{
     daemon::{self, LogFormat, Settings},
+    desired::{DEFAULT_SERVICE_PREFIX_V4, DEFAULT_SERVICE_PREFIX_V6, Policy},
     ids::IfName,
     platform::{
         DataPlaneChoice,
@@ -70,6 +76,21 @@ pub struct RunArguments {
     /// Directory of the control sockets of userspace WireGuard devices [default: /var/run/wireguard]
     #[arg(long, env = "OVERLAYD_UAPI_DIR", value_name = "DIR")]
     uapi_dir: Option<PathBuf>,
+    /// Prefix length of the IPv4 subnets that services get [default: 26]
+    #[arg(long, env = "OVERLAYD_SERVICE_PREFIX_V4", value_name = "BITS")]
+    service_prefix_v4: Option<u8>,
+    /// Prefix length of the IPv6 subnets that services get [default: 120]
+    #[arg(long, env = "OVERLAYD_SERVICE_PREFIX_V6", value_name = "BITS")]
+    service_prefix_v6: Option<u8>,
+    /// Seconds that an address which was given back is not given out again [default: 60]
+    #[arg(long, env = "OVERLAYD_ADDRESS_REST_SECS", value_name = "SECONDS")]
+    address_rest_secs: Option<u64>,
+    /// Address of the host that the free-port proxy listens on [default: ::, which is every address]
+    #[arg(long, env = "OVERLAYD_PROXY_LISTEN", value_name = "ADDR")]
+    proxy_listen: Option<IpAddr>,
+    /// Where other programs keep what they know at run time [default: /run]
+    #[arg(long, env = "OVERLAYD_RUN_DIR", value_name = "DIR")]
+    run_dir: Option<PathBuf>,
     /// [default: human]
     #[arg(long, env = "OVERLAYD_LOG_FORMAT", value_name = "human|json")]
     log_format: Option<String>,
@@ -93,6 +114,11 @@ struct SettingsFile {
     mtu: Option<u32>,
     data_plane: Option<String>,
     uapi_dir: Option<PathBuf>,
+    service_prefix_v4: Option<u8>,
+    service_prefix_v6: Option<u8>,
+    address_rest_secs: Option<u64>,
+    proxy_listen: Option<IpAddr>,
+    run_dir: Option<PathBuf>,
     log_format: Option<String>,
     log: Option<String>,
 }
@@ -159,6 +185,23 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
     if resync_secs == 0 {
         return Err("resync_secs: must be at least 1".into());
     }
+    let policy = Policy {
+        service_prefix_v4: service_prefix(
+            flags.service_prefix_v4.or(file.service_prefix_v4),
+            DEFAULT_SERVICE_PREFIX_V4,
+            30,
+        )?,
+        service_prefix_v6: service_prefix(
+            flags.service_prefix_v6.or(file.service_prefix_v6),
+            DEFAULT_SERVICE_PREFIX_V6,
+            126,
+        )?,
+        address_rest: flags
+            .address_rest_secs
+            .or(file.address_rest_secs)
+            .map_or(Policy::default().address_rest, Duration::from_secs),
+        ..Policy::default()
+    };
     let metrics = DEFAULT_METRICS.parse().map_err(|_| "the default metrics address is not an address")?;
     Ok(Settings {
         state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -172,8 +215,19 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         mtu,
         data_plane,
         uapi_dir: flags.uapi_dir.or(file.uapi_dir).unwrap_or_else(|| DEFAULT_UAPI_DIR.into()),
+        policy,
+        proxy_listen: flags.proxy_listen.or(file.proxy_listen).unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        run_dir: flags.run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
         log_format,
     })
+}
+
+/// A subnet has room for its network address, the gateway and at least one container.
+fn service_prefix(given: Option<u8>, default: u8, longest: u8) -> Result<u8, String> {
+    match given.unwrap_or(default) {
+        bits if (8..=longest).contains(&bits) => Ok(bits),
+        bits => Err(format!("service prefix /{bits}: must be from 8 to {longest} bits")),
+    }
 }
 
 fn group_id(group: &str) -> Result<u32, String> {

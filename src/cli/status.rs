@@ -56,6 +56,26 @@ fn text(report: &Value) -> String {
     if report["claimed_key_differs"] == true {
         line("", "the driving daemon claims another public key for this node".into());
     }
+    for segment in report["segments"].as_array().into_iter().flatten() {
+        let word = |name: &str| segment[name].as_str().unwrap_or("").to_owned();
+        let leaving = if segment["leaving"] == true { ", leaving" } else { "" };
+        let what = format!("{} {} {}", word("mode"), word("bridge"), word("subnets"));
+        line("segment", format!("{}: {what}, {} attached{leaving}", word("service"), segment["attachments"]));
+    }
+    let addresses = &report["addresses"];
+    line(
+        "addresses",
+        format!(
+            "{} attached, {} reserved, {} resting",
+            addresses["attached"], addresses["reserved"], addresses["resting"]
+        ),
+    );
+    for port in report["published"].as_array().into_iter().flatten() {
+        let word = |name: &str| port[name].as_str().unwrap_or("").to_owned();
+        let trouble = port["trouble"].as_str().map(|why| format!(", NOT held: {why}")).unwrap_or_default();
+        let to = format!("{} of {} ({})", word("to"), word("attachment"), word("service"));
+        line("published", format!("{} {} leads to {to}{trouble}", word("protocol"), port["host_port"]));
+    }
     for object in report["objects"].as_array().into_iter().flatten() {
         line(
             "objects",

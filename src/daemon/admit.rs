@@ -5,12 +5,16 @@
 //!
 //! Pure: resolving a pid or a host name is somebody else's work.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
-    desired::{Candidate, Edit, NatSettings, OverlayRequest, PeerRequest, RelayServer, TurnServer},
-    ids::{BadId, Cidr, WgPublicKey},
-    wire::{NatConfig, PeerScope, PeerSpec, Request},
+    desired::{
+        AttachRequest, AttachmentId, Candidate, Edit, GivenId, NatSettings, OverlayRequest, PeerRequest, PeerScope,
+        Pid, RelayServer, SearchDomains, SegmentMode, Subject, TurnServer,
+    },
+    ids::{BadId, Cidr, IfName, NetworkName, ServiceName, WgPublicKey},
+    object::KeyPair,
+    wire::{self, AttachHandle, NatConfig, PeerSpec, Request},
 };
 
 /// Most NAT candidates that are kept of one peer (I-15).
@@ -25,14 +29,68 @@ const SERVER_TEXT_MAX: usize = 1024;
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "it lives for one dispatch; a box would only be in the reader's way")]
 pub enum Admitted {
     Edit(Edit),
+    /// An edit that lacks a key drawn at random.
+    Segment(SegmentAsked),
+    /// An edit that lacks what only the machine knows.
+    Attach(AttachAsked),
     /// Answers `Ok` without changing anything.
     Nothing,
     Status,
     NatStatus,
     Shutdown,
+}
+
+/// A setup of a service's segment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SegmentAsked {
+    pub service: ServiceName,
+    mode: SegmentMode,
+}
+
+impl SegmentAsked {
+    /// The edit; `fresh` is used only when the segment needs a key and has none.
+    pub fn edit(self, fresh: KeyPair) -> Edit {
+        Edit::EnsureSegment { service: self.service, mode: self.mode, fresh }
+    }
+}
+
+/// An attach of somebody who has not been looked up yet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AttachAsked {
+    pub handle: Handle,
+    service: ServiceName,
+    join_global: bool,
+    ephemeral: bool,
+    isolation_network: Option<NetworkName>,
+    dns_server: Option<IpAddr>,
+    dns_domain: SearchDomains,
+}
+
+/// Whom a client means, as it said it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handle {
+    /// A process in the container: becomes [`Subject::Container`] once its namespace is found (A21).
+    Process(Pid),
+    /// Becomes [`Subject::Guest`] with a fresh key.
+    Guest(GivenId),
+    HostShared(GivenId),
+}
+
+impl AttachAsked {
+    /// The edit that attaches `subject`, which is whom the handle turned out to mean.
+    pub fn edit(self, subject: Subject) -> Edit {
+        Edit::Attach(AttachRequest {
+            subject,
+            service: self.service,
+            join_global: self.join_global,
+            ephemeral: self.ephemeral,
+            isolation_network: self.isolation_network,
+            dns_server: self.dns_server,
+            dns_domain: self.dns_domain,
+        })
+    }
 }
 
 /// Reads a request.
@@ -45,22 +103,20 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
         Request::SetLocalWgPubkey { pubkey } => Edit::ClaimPublicKey(field("pubkey", pubkey)?),
         Request::SetupGlobalOverlay { .. } => Edit::EnsureOverlay(overlay_request(request)?),
         Request::TeardownGlobalOverlay => Edit::RemoveOverlay,
-        Request::AddPeer { peer, scope } => {
-            node_device("add_peer", scope)?;
-            Edit::EnsurePeer(peer_request(peer)?)
-        }
+        Request::AddPeer { peer, scope } => Edit::EnsurePeer(peer_request(peer, peer_scope(scope)?)?),
         Request::RemovePeer { pubkey, scope } => {
-            node_device("remove_peer", scope)?;
-            Edit::RemovePeer(field("pubkey", pubkey)?)
+            Edit::RemovePeer { scope: peer_scope(scope)?, peer: field("pubkey", pubkey)? }
         }
-        Request::AddAllowedIp { pubkey, cidr, scope } => {
-            node_device("add_allowed_ip", scope)?;
-            Edit::EnsureAllowedIp { peer: field("pubkey", pubkey)?, allowed_ip: field("cidr", cidr)? }
-        }
-        Request::RemoveAllowedIp { pubkey, cidr, scope } => {
-            node_device("remove_allowed_ip", scope)?;
-            Edit::RemoveAllowedIp { peer: field("pubkey", pubkey)?, allowed_ip: field("cidr", cidr)? }
-        }
+        Request::AddAllowedIp { pubkey, cidr, scope } => Edit::EnsureAllowedIp {
+            scope: peer_scope(scope)?,
+            peer: field("pubkey", pubkey)?,
+            allowed_ip: field("cidr", cidr)?,
+        },
+        Request::RemoveAllowedIp { pubkey, cidr, scope } => Edit::RemoveAllowedIp {
+            scope: peer_scope(scope)?,
+            peer: field("pubkey", pubkey)?,
+            allowed_ip: field("cidr", cidr)?,
+        },
         Request::RegisterDns { name, ip } => Edit::EnsureDns { name: field("name", name)?, ip: *ip },
         Request::UnregisterDns { name } => Edit::RemoveDns(field("name", name)?),
         Request::WriteScopedResolver { zone, node_ip, port } => {
@@ -71,26 +127,82 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
         Request::Status => return Ok(Admitted::Status),
         Request::NatStatus => return Ok(Admitted::NatStatus),
         Request::Shutdown => return Ok(Admitted::Shutdown),
-        Request::SetupServiceOverlay { .. } => return Err(not_built("setup_service_overlay: segments")),
-        Request::TeardownServiceOverlay { .. } => return Err(not_built("teardown_service_overlay: segments")),
-        Request::AllocateIp { .. } => return Err(not_built("allocate_ip: container addresses")),
-        Request::ReleaseIp { .. } => return Err(not_built("release_ip: container addresses")),
-        Request::AttachContainer { .. } => return Err(not_built("attach_container: containers")),
-        Request::DetachContainer { .. } => return Err(not_built("detach_container: containers")),
-        Request::PruneOrphanBridges { .. } => return Err(not_built("prune_orphan_bridges: segments")),
+        Request::SetupServiceOverlay { service, mode } => {
+            let service = field("service", service)?;
+            return Ok(Admitted::Segment(SegmentAsked { service, mode: segment_mode(*mode) }));
+        }
+        Request::TeardownServiceOverlay { service } => Edit::RemoveSegment(field("service", service)?),
+        // Which network the address is of follows from the service alone, so `join_global` says nothing.
+        Request::AllocateIp { service, join_global: _ } => Edit::AllocateAddress(field("service", service)?),
+        Request::ReleaseIp { ip } => Edit::ReleaseAddress(*ip),
+        Request::AttachContainer { .. } => return attach_asked(request).map(Admitted::Attach),
+        Request::DetachContainer { handle } => match attached_id(handle)? {
+            Some(id) => Edit::Detach(id),
+            // Nothing of that kind can be attached here, and detaching what is not attached succeeds.
+            None => return Ok(Admitted::Nothing),
+        },
+        Request::PruneOrphanBridges { live_bridge_names } => Edit::Prune(live_names(live_bridge_names)),
     };
     Ok(Admitted::Edit(edit))
 }
 
-fn not_built(what: &str) -> String {
-    format!("not built yet: {what}")
+fn peer_scope(scope: &wire::PeerScope) -> Result<PeerScope, String> {
+    match scope {
+        wire::PeerScope::Global => Ok(PeerScope::Node),
+        wire::PeerScope::Service { service } => field("service", service).map(PeerScope::Service),
+    }
 }
 
-fn node_device(op: &str, scope: &PeerScope) -> Result<(), String> {
-    match scope {
-        PeerScope::Global => Ok(()),
-        PeerScope::Service { .. } => Err(not_built(&format!("{op} with scope service: dedicated devices"))),
+fn segment_mode(mode: wire::OverlayMode) -> SegmentMode {
+    match mode {
+        wire::OverlayMode::Auto => SegmentMode::Auto,
+        wire::OverlayMode::Shared => SegmentMode::Shared,
+        wire::OverlayMode::Dedicated => SegmentMode::Dedicated,
+        wire::OverlayMode::Isolated => SegmentMode::Isolated,
     }
+}
+
+fn attach_asked(request: &Request) -> Result<AttachAsked, String> {
+    let Request::AttachContainer { handle, service, join_global, ephemeral, isolation_network, dns_server, dns_domain } =
+        request
+    else {
+        unreachable!("asked for an attach only")
+    };
+    let handle = match handle {
+        AttachHandle::LinuxPid { pid } => Handle::Process(process(*pid)?),
+        AttachHandle::GuestManaged { id } => Handle::Guest(field("id", id)?),
+        AttachHandle::HostShared { id } => Handle::HostShared(field("id", id)?),
+        AttachHandle::WindowsContainer { .. } => {
+            return Err("a windows_container can be attached only on Windows; on this node send a linux_pid".into());
+        }
+    };
+    Ok(AttachAsked {
+        handle,
+        service: field("service", service)?,
+        join_global: *join_global,
+        ephemeral: *ephemeral,
+        isolation_network: isolation_network.as_deref().map(|name| field("isolation_network", name)).transpose()?,
+        dns_server: *dns_server,
+        dns_domain: field("dns_domain", dns_domain.as_deref().unwrap_or_default())?,
+    })
+}
+
+fn attached_id(handle: &AttachHandle) -> Result<Option<AttachmentId>, String> {
+    match handle {
+        AttachHandle::LinuxPid { pid } => process(*pid).map(|pid| Some(AttachmentId::Container(pid))),
+        AttachHandle::GuestManaged { id } => field("id", id).map(|id| Some(AttachmentId::Guest(id))),
+        AttachHandle::HostShared { id } => field("id", id).map(|id| Some(AttachmentId::HostShared(id))),
+        AttachHandle::WindowsContainer { .. } => Ok(None),
+    }
+}
+
+fn process(pid: u32) -> Result<Pid, String> {
+    Pid::new(pid).map_err(|error| format!("field \"pid\": {error}"))
+}
+
+/// A name that no link can have names no link of ours.
+fn live_names(names: &[String]) -> BTreeSet<IfName> {
+    names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
 fn field<T: std::str::FromStr<Err = BadId>>(name: &str, text: &str) -> Result<T, String> {
@@ -121,7 +233,7 @@ fn overlay_request(request: &Request) -> Result<OverlayRequest, String> {
     })
 }
 
-fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
+fn peer_request(peer: &PeerSpec, scope: PeerScope) -> Result<PeerRequest, String> {
     let public_key: WgPublicKey = field("public_key", &peer.public_key)?;
     let endpoint = match peer.endpoint.trim() {
         "" => None,
@@ -133,9 +245,8 @@ fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
     for text in peer.allowed_ips.split(',').map(str::trim).filter(|text| !text.is_empty()) {
         allowed_ips.insert(field("allowed_ips", text)?);
     }
-    let too_long = |candidate: &&crate::wire::NatCandidate| {
-        candidate.candidate_type.len() + candidate.address.len() > CANDIDATE_TEXT_MAX
-    };
+    let too_long =
+        |candidate: &&wire::NatCandidate| candidate.candidate_type.len() + candidate.address.len() > CANDIDATE_TEXT_MAX;
     if peer.candidates.len() > CANDIDATES_MAX || peer.candidates.iter().any(|candidate| too_long(&candidate)) {
         return Err(format!(
             "field \"candidates\": at most {CANDIDATES_MAX} candidates of at most {CANDIDATE_TEXT_MAX} bytes are kept"
@@ -146,17 +257,17 @@ fn peer_request(peer: &PeerSpec) -> Result<PeerRequest, String> {
         address: candidate.address.clone(),
         priority: candidate.priority,
     });
-    Ok(PeerRequest { public_key, endpoint, allowed_ips, keepalive, candidates: candidates.collect() })
+    Ok(PeerRequest { scope, public_key, endpoint, allowed_ips, keepalive, candidates: candidates.collect() })
 }
 
 fn nat_settings(nat: &NatConfig) -> Result<NatSettings, String> {
     check_nat(nat)?;
-    let turn = |server: &crate::wire::TurnServer| TurnServer {
+    let turn = |server: &wire::TurnServer| TurnServer {
         addr: server.addr.clone(),
         username: server.username.clone(),
         credential: server.credential.clone(),
     };
-    let relay = |server: &crate::wire::RelayServer| RelayServer {
+    let relay = |server: &wire::RelayServer| RelayServer {
         listen_port: server.listen_port,
         external_addr: server.external_addr.clone(),
         max_sessions: server.max_sessions,
@@ -214,11 +325,75 @@ mod tests {
         }
     }
 
+    fn node_peer(peer: &PeerSpec) -> Result<PeerRequest, String> {
+        peer_request(peer, PeerScope::Node)
+    }
+
+    fn attach(handle: AttachHandle, dns_domain: Option<&str>) -> Request {
+        Request::AttachContainer {
+            handle,
+            service: "web".into(),
+            join_global: true,
+            ephemeral: false,
+            isolation_network: Some("red".into()),
+            dns_server: None,
+            dns_domain: dns_domain.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn an_attach_is_read_whole_and_waits_for_the_machine_to_say_who_it_is_about() {
+        let handle = AttachHandle::HostShared { id: "vm 7".into() };
+        let Ok(Admitted::Attach(asked)) = admit(&attach(handle, Some("A.example b.example"))) else { panic!() };
+        let Handle::HostShared(id) = asked.handle.clone() else { panic!() };
+        let Edit::Attach(wanted) = asked.edit(Subject::HostShared(id)) else { panic!() };
+        assert_eq!(wanted.dns_domain.to_string(), "a.example b.example");
+        assert_eq!(wanted.isolation_network.unwrap().as_str(), "red");
+        assert!(wanted.join_global && !wanted.ephemeral);
+    }
+
+    #[test]
+    fn what_cannot_be_attached_here_is_refused_and_is_detached_already() {
+        let windows = || AttachHandle::WindowsContainer { container_id: "c".into(), ip: None };
+        assert!(admit(&attach(windows(), None)).unwrap_err().contains("only on Windows"));
+        assert_eq!(admit(&Request::DetachContainer { handle: windows() }), Ok(Admitted::Nothing));
+    }
+
+    #[test]
+    fn every_text_of_an_attach_is_checked_and_the_field_is_named() {
+        let id = |id: &str| AttachHandle::GuestManaged { id: id.into() };
+        for (request, name) in [
+            (attach(AttachHandle::LinuxPid { pid: 0 }, None), "pid"),
+            (attach(AttachHandle::LinuxPid { pid: u32::MAX }, None), "pid"),
+            (attach(id(""), None), "id"),
+            (attach(id("a\nb"), None), "id"),
+            (attach(id("a"), Some("not/a/name")), "dns_domain"),
+        ] {
+            let error = admit(&request).unwrap_err();
+            assert!(error.contains(&format!("{name:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_live_name_that_no_link_can_have_protects_nothing_and_disturbs_nothing() {
+        let names = vec!["zl-prod-0-web-b".to_owned(), "a name that is far too long".into(), String::new()];
+        assert_eq!(live_names(&names), BTreeSet::from(["zl-prod-0-web-b".parse().unwrap()]));
+    }
+
+    #[test]
+    fn a_setup_of_a_service_becomes_an_edit_with_the_key_it_is_given() {
+        let request = Request::SetupServiceOverlay { service: "web".into(), mode: wire::OverlayMode::Dedicated };
+        let Ok(Admitted::Segment(asked)) = admit(&request) else { panic!() };
+        let fresh = KeyPair::from_public(None);
+        let edit = Edit::EnsureSegment { service: "web".parse().unwrap(), mode: SegmentMode::Dedicated, fresh };
+        assert_eq!(asked.edit(KeyPair::from_public(None)), edit);
+    }
+
     #[test]
     fn allowed_ips_are_a_comma_list_that_may_hold_spaces_or_nothing() {
-        let request = peer_request(&peer("192.0.2.1:51820", "10.200.0.5/32, 10.200.1.0/24,")).unwrap();
+        let request = node_peer(&peer("192.0.2.1:51820", "10.200.0.5/32, 10.200.1.0/24,")).unwrap();
         assert_eq!(request.allowed_ips.len(), 2);
-        assert!(peer_request(&peer("192.0.2.1:51820", "")).unwrap().allowed_ips.is_empty());
+        assert!(node_peer(&peer("192.0.2.1:51820", "")).unwrap().allowed_ips.is_empty());
     }
 
     #[test]
@@ -227,13 +402,13 @@ mod tests {
             peer("192.0.2.1:51820\nremove=true", "10.0.0.0/8"),
             peer("192.0.2.1:51820", "10.0.0.0/8\nallowed_ip=0.0.0.0/0"),
         ] {
-            assert!(peer_request(&bad).is_err(), "{bad:?}");
+            assert!(node_peer(&bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn an_error_names_the_field_and_what_to_send() {
-        let error = peer_request(&peer("192.0.2.1:51820", "10.0.0.1/8")).unwrap_err();
+        let error = node_peer(&peer("192.0.2.1:51820", "10.0.0.1/8")).unwrap_err();
         assert!(error.contains("allowed_ips") && error.contains("host bits"), "{error}");
     }
 }

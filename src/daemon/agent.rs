@@ -2,7 +2,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::{broadcast, watch};
 
-use super::{metrics::Metrics, settings::Settings};
+use super::{liveness::Followed, metrics::Metrics, proxies::Proxies, settings::Settings};
 use crate::{
     clock::SystemClock,
     desired::{Document, Editor},
@@ -27,6 +27,8 @@ pub struct Agent {
     pub covered: watch::Receiver<u64>,
     pub metrics: Metrics,
     pub events: broadcast::Sender<Event>,
+    pub followed: Followed,
+    pub proxies: Proxies,
     /// Why the process is to end; `None` while it is not.
     pub stop: watch::Sender<Option<Stop>>,
 }

@@ -215,10 +215,10 @@ impl Reading<'_> {
         permit: OwnedSemaphorePermit,
         answers: mpsc::Sender<Outgoing>,
     ) {
-        let (agent, seat) = (self.agent.clone(), self.seat.clone());
+        let (agent, seat, origin) = (self.agent.clone(), self.seat.clone(), self.origin.to_owned());
         seat.begin();
         tokio::spawn(async move {
-            let response = answer::agent_request(&agent, &request).await;
+            let response = answer::agent_request(&agent, &request, &origin).await;
             let _ = answers.send(Outgoing::new(agent_frame_bytes(id, response), permit)).await;
             seat.end();
         });

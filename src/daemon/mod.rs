@@ -10,20 +10,25 @@
 mod admit;
 mod agent;
 mod answer;
+mod attach;
 mod connection;
 mod connections;
 mod failed;
+mod granted;
 mod health;
 mod listen;
+mod liveness;
 mod load;
 mod metrics;
 mod names;
 mod page;
+mod proxies;
 mod report;
 mod rounds;
 mod run;
 mod settings;
 mod systemd;
+mod tidy;
 
 pub use failed::RunError;
 pub use run::run;

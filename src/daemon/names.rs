@@ -106,12 +106,12 @@ fn endpoint_names(agent: &Agent) -> (BTreeSet<DnsName>, BTreeSet<DnsName>) {
     let now = agent.clock.now().unix;
     let mut names = BTreeSet::new();
     let mut silent = BTreeSet::new();
-    for (public_key, peer) in document.peers() {
+    for (scope, public_key, peer) in document.all_peers() {
         let Some(Host::Name(name)) = peer.endpoint.as_ref().map(|endpoint| &endpoint.host) else {
             continue;
         };
         names.insert(name.clone());
-        let Some(device) = document.device_name() else { continue };
+        let Some(device) = document.device_of(&scope) else { continue };
         let seen = view.snapshot.find(&Key::Peer { device, public_key: *public_key });
         let handshake = seen.and_then(|seen| seen.stats).and_then(|stats| stats.last_handshake);
         if handshake.is_some_and(|at| now.since(at) > SESSION_LIFETIME) {

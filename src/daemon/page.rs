@@ -84,7 +84,7 @@ fn answer(agent: &Agent, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n".into());
     }
     match request.uri().path() {
-        "/metrics" => text(StatusCode::OK, agent.metrics.render(agent.document().generation(), &agent.view.read())),
+        "/metrics" => text(StatusCode::OK, agent.metrics.render(&agent.document(), &agent.view.read())),
         "/healthz" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" if agent.view.read().progress.ready => text(StatusCode::OK, "ready\n".into()),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the first round has not ended\n".into()),

@@ -8,14 +8,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
-use super::agent::Agent;
+use super::{agent::Agent, proxies};
 use crate::{
     clock::Clock,
-    desired::Document,
+    desired::{Document, SegmentRecord},
+    ids::ServiceName,
     object::{Key, Spec, Subsystem},
     observed::{Observed, Snapshot},
     platform,
-    wire::{NatCandidate, NatStatus, PeerStatus, StatusSnapshot},
+    wire::{DedicatedServiceStatus, NatCandidate, NatStatus, PeerStatus, StatusSnapshot},
 };
 
 /// Priority of a host candidate on the wire; reflexive ones have 50, relayed ones 10.
@@ -37,10 +38,27 @@ pub fn status(agent: &Agent) -> StatusSnapshot {
         overlay_cidr: Some(overlay.cluster.to_string()),
         slice_cidr: overlay.slice.map(|slice| slice.to_string()),
         peer_count: u32::try_from(document.peers().len()).unwrap_or(u32::MAX),
-        service_count: 0,
+        service_count: u32::try_from(document.segments().len()).unwrap_or(u32::MAX),
         peers: peers(&document, &view.snapshot),
-        dedicated_services: Vec::new(),
+        dedicated_services: dedicated_services(&document),
     }
+}
+
+fn dedicated_services(document: &Document) -> Vec<DedicatedServiceStatus> {
+    let status = |(service, segment): (&ServiceName, &SegmentRecord)| {
+        let dedicated = segment.dedicated.as_ref()?;
+        let net = document.segment_net(service)?;
+        Some(DedicatedServiceStatus {
+            service: service.to_string(),
+            interface: document.dedicated_device_name(service)?.to_string(),
+            public_key: dedicated.key.public?.to_string(),
+            listen_port: dedicated.port,
+            overlay_ip: *net.gateways.first()?,
+            subnet: net.subnets.first().to_string(),
+            peer_count: u32::try_from(document.service_peers(service).len()).unwrap_or(u32::MAX),
+        })
+    };
+    document.segments().iter().filter_map(status).collect()
 }
 
 fn peers(document: &Document, snapshot: &Snapshot) -> Vec<PeerStatus> {
@@ -70,20 +88,21 @@ pub async fn nat_status(agent: &Agent) -> NatStatus {
     let Some(port) = agent.document().overlay().map(|overlay| overlay.port) else {
         return NatStatus::default();
     };
-    let addresses = match platform::host_addresses(agent.mark).await {
-        Ok(addresses) => addresses,
-        Err(error) => {
-            tracing::warn!(%error, "the host's addresses cannot be read; no candidates are reported");
-            Vec::new()
-        }
-    };
     let candidate = |ip: IpAddr| NatCandidate {
         candidate_type: "host".into(),
         address: SocketAddr::new(ip, port).to_string(),
         priority: HOST_PRIORITY,
     };
-    let candidates = addresses.into_iter().map(candidate).collect();
+    let candidates = host_addresses(agent).await.into_iter().map(candidate).collect();
     NatStatus { candidates, peers: Vec::new(), last_refresh: agent.clock.now().unix.0 }
+}
+
+/// The host's own addresses, the likeliest first.
+pub async fn host_addresses(agent: &Agent) -> Vec<IpAddr> {
+    platform::host_addresses(agent.mark).await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the host's addresses cannot be read; none are told");
+        Vec::new()
+    })
 }
 
 /// The report of `overlayd status`: generations, conditions, trouble.
@@ -98,6 +117,7 @@ pub fn agent_status(agent: &Agent) -> Value {
         .collect();
     let troubled: Vec<Value> =
         view.ledger.troubled().iter().map(|(key, condition)| json!({ "key": key, "condition": condition })).collect();
+    let out = document.address_counts();
     let own_key = document.node_key().and_then(|key| key.public);
     let claim_differs = document.node().claimed_key.is_some_and(|claimed| Some(claimed) != own_key);
     json!({
@@ -116,9 +136,28 @@ pub fn agent_status(agent: &Agent) -> Value {
         "public_key": own_key,
         "claimed_key_differs": claim_differs,
         "peers": document.peers().len(),
+        "segments": segments(&document),
+        "attachments": document.attachments().len(),
+        "addresses": { "attached": out.attached, "reserved": out.reserved, "resting": out.resting },
+        "published": proxies::report(agent, &document),
         "dns_names": document.dns().len(),
         "resolvers": document.resolvers().len(),
         "objects": objects,
         "troubled": troubled,
     })
+}
+
+fn segments(document: &Document) -> Vec<Value> {
+    let segment = |(service, segment): (&ServiceName, &SegmentRecord)| {
+        let net = document.segment_net(service);
+        json!({
+            "service": service,
+            "mode": segment.mode,
+            "bridge": net.as_ref().map(|net| &net.bridge),
+            "subnets": net.as_ref().map(|net| net.subnets),
+            "attachments": document.attached_count(service),
+            "leaving": segment.leaving,
+        })
+    };
+    document.segments().iter().map(segment).collect()
 }

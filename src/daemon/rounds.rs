@@ -76,8 +76,9 @@ fn knows_every_endpoint(agent: &Agent) -> bool {
     let document = agent.document();
     let view = agent.view.read();
     view.ledger.troubled().keys().all(|key| match key {
-        Key::Peer { public_key, .. } => {
-            let wanted = document.peers().get(public_key);
+        Key::Peer { device, public_key } => {
+            let scope = document.scope_of_device(device);
+            let wanted = scope.and_then(|scope| document.peers_of(&scope).get(public_key));
             wanted.is_none_or(|peer| view.ledger.realized_at(key) == Some(peer.since))
         }
         Key::Link(_)

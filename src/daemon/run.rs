@@ -17,11 +17,14 @@ use super::{
     agent::{Agent, Stop},
     failed::RunError,
     listen::{self, Place},
+    liveness::{self, Followed},
     load::{Loaded, load},
     metrics::Metrics,
-    names, page, rounds,
+    names, page,
+    proxies::{self, Proxies},
+    rounds,
     settings::Settings,
-    systemd,
+    systemd, tidy,
 };
 use crate::{
     clock::SystemClock,
@@ -115,16 +118,25 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     let Loaded { store, document, identity } = load(settings.state_dir.clone()).await?;
     let mark = Mark::of_instance(&identity);
     let generation = document.generation();
-    let kernel = NativeKernel::open(NativeOptions::new(mark, settings.data_plane, settings.uapi_dir.clone()))
-        .map_err(|error| RunError::Process("open the kernel's interfaces", error))?;
+    let options = NativeOptions {
+        run_dir: settings.run_dir.clone(),
+        ..NativeOptions::new(mark, settings.data_plane, settings.uapi_dir.clone())
+    };
+    let kernel =
+        NativeKernel::open(options).map_err(|error| RunError::Process("open the kernel's interfaces", error))?;
     let (listener, place) = listen::bind(&settings)?;
 
     let inbox = Arc::new(Inbox::default());
     let latecomer: Arc<OnceLock<Arc<Agent>>> = Arc::new(OnceLock::new());
-    let committer =
-        Committer::start(document, Box::new(store), clock, rounds::announce(inbox.clone(), latecomer.clone()))
-            .map_err(|error| RunError::Process("start the committer", error))?;
-    let facts = Facts { mtu: settings.mtu, ..Facts::new(mark) };
+    let committer = Committer::start(
+        document,
+        Box::new(store),
+        clock,
+        settings.policy.clone(),
+        rounds::announce(inbox.clone(), latecomer.clone()),
+    )
+    .map_err(|error| RunError::Process("start the committer", error))?;
+    let facts = Facts { mtu: settings.mtu, run_dir: settings.run_dir.clone(), ..Facts::new(mark) };
     let resync_every = settings.resync_every;
     let engine = Engine::new(kernel, clock, committer.document(), facts);
     let (commands, queue) = runtime::commands();
@@ -140,6 +152,8 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         covered: covered_so_far,
         metrics: Metrics::new(),
         events: broadcast::channel(EVENT_QUEUE).0,
+        followed: Followed::default(),
+        proxies: Proxies::default(),
         stop: watch::channel(None).0,
     });
     let _ = latecomer.set(agent.clone());
@@ -150,8 +164,11 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     };
     let options =
         RuntimeOptions { glance_every: GLANCE_EVERY, resync_every, jitter_seed: u64::from(mark.link_group()) };
+    liveness::take_stock(&agent).await;
     tokio::spawn(runtime::run(engine, inbox, queue, options, overruns, rounds::after_each(agent.clone(), covered)));
     tokio::spawn(names::keep_fresh(agent.clone()));
+    tokio::spawn(tidy::keep_tidy(agent.clone()));
+    tokio::spawn(proxies::keep(agent.clone()));
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
     tokio::spawn(systemd::keep_told(agent.clone()));

@@ -1,6 +1,10 @@
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
-use crate::platform::DataPlaneChoice;
+use crate::{desired::Policy, platform::DataPlaneChoice};
 
 /// Everything that an operator can choose. Flags, environment and file are read by [`cli`](crate::cli).
 #[derive(Debug, Clone)]
@@ -22,6 +26,11 @@ pub struct Settings {
     pub data_plane: DataPlaneChoice,
     /// Directory of the control sockets of userspace WireGuard devices.
     pub uapi_dir: PathBuf,
+    pub policy: Policy,
+    /// Address of the host that the free-port proxy listens on.
+    pub proxy_listen: IpAddr,
+    /// Where other programs keep what they know at run time: `/run`.
+    pub run_dir: PathBuf,
     pub log_format: LogFormat,
 }
 

@@ -19,8 +19,8 @@ use std::{
 use futures::channel::oneshot;
 
 use super::{
-    Document, Edit, Grant, Refusal, Touched,
-    edit::{Change, consider},
+    Document, Edit, Grant, Policy, Refusal, Touched,
+    edit::{Change, Context, consider},
     record::Mutation,
     store::{Entry, Store, Write},
 };
@@ -88,11 +88,13 @@ impl Committer {
         document: Document,
         store: Box<dyn Store>,
         clock: impl Clock,
+        policy: Policy,
         listener: Listener,
     ) -> std::io::Result<Self> {
         let (orders, inbox) = sync_channel(QUEUE_MAX);
         let published = Arc::new(RwLock::new(document.clone()));
-        let desk = Desk { staged: document, published: published.clone(), store, clock: Box::new(clock), listener };
+        let desk =
+            Desk { staged: document, published: published.clone(), store, clock: Box::new(clock), policy, listener };
         let thread = std::thread::Builder::new().name("committer".into()).spawn(move || desk.run(&inbox))?;
         Ok(Self { orders, thread, published })
     }
@@ -170,6 +172,7 @@ struct Desk {
     published: Arc<RwLock<Document>>,
     store: Box<dyn Store>,
     clock: Box<dyn Clock>,
+    policy: Policy,
     listener: Listener,
 }
 
@@ -241,7 +244,8 @@ impl Desk {
                 Order::Stop => stop = true,
                 Order::Settle(generation) => settled = settled.max(Some(generation)),
                 Order::Edit { edit, origin, reply } => {
-                    match consider(&self.staged, &edit, self.staged.generation() + 1) {
+                    let (next, now) = (self.staged.generation() + 1, self.clock.now().unix);
+                    match consider(&self.staged, &edit, &Context { next, now, policy: &self.policy }) {
                         Err(refusal) => refused.push((reply, EditError::from(refusal))),
                         Ok(change) => {
                             let committed = self.stage(change, origin, &mut entries, &mut undo, &mut mutations);

@@ -10,21 +10,32 @@
 //! [`Document::absorb`], so there is no second way to build one.
 
 mod addressing;
+mod attachment;
 mod committer;
 mod document;
 mod edit;
+mod index;
 mod naming;
+mod peer_table;
 mod record;
 mod redact;
+mod segment;
 pub mod store;
+mod stored_key;
 
 pub use addressing::{DEFAULT_SERVICE_PREFIX_V4, DEFAULT_SERVICE_PREFIX_V6, NodeAddress, node_address, service_subnet};
+pub use attachment::{AddressRecord, AttachmentId, AttachmentRecord, Forward, GivenId, Pid, Place, SearchDomains};
 pub use committer::{Committed, Committer, EditError, Editor, Listener, Submission};
-pub use document::Document;
-pub use edit::{Change, Edit, Grant, OverlayRequest, PeerRequest, Refusal, Touched, consider};
+pub use document::{AddressCounts, Document, SegmentNet};
+pub use edit::{
+    AttachRequest, Change, Context, Edit, Grant, GuestGrant, OverlayRequest, PeerRequest, PeerScope, Policy, Refusal,
+    ServiceGrant, Subject, Touched, consider,
+};
+pub use index::AddressHolder;
 pub use naming::{Role, interface_name};
 pub use record::{
     BadRecord, Candidate, DnsRecord, Mutation, NatSettings, NodeRecord, OverlayRecord, PeerRecord, Record, RecordKey,
     RelayServer, ResolverRecord, TurnServer,
 };
 pub use redact::redact;
+pub use segment::{Dedicated, Lot, SegmentMode, SegmentRecord, SharedBridgeRecord};

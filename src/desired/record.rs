@@ -16,10 +16,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::{
+    attachment::{AddressRecord, AttachmentId, AttachmentRecord, Place},
+    segment::{SegmentRecord, SharedBridgeRecord},
+    stored_key::StoredKey,
+};
 use crate::{
-    ids::{BadId, Cidr, DnsName, Endpoint, Label, WgPublicKey, Zone},
+    ids::{BadId, Cidr, DnsName, Endpoint, Label, Networks, ServiceName, WgPublicKey, Zone},
     object::KeyPair,
-    secret::{PrivateKey, SecretText},
+    secret::SecretText,
 };
 
 /// Which record. The text form is the key in the store.
@@ -35,6 +40,15 @@ pub enum RecordKey {
     Peer(WgPublicKey),
     Dns(DnsName),
     Resolver(Zone),
+    /// A service's segment.
+    Segment(ServiceName),
+    /// The bridge of all shared segments.
+    SharedBridge,
+    Attachment(AttachmentId),
+    /// An address that no attachment holds but that is not free either.
+    Address(IpAddr),
+    /// A peer of a service's own device; kept also while there is no such device.
+    ServicePeer(ServiceName, WgPublicKey),
 }
 
 /// A record's value; the variant always fits the key.
@@ -46,6 +60,11 @@ pub enum Record {
     Peer(PeerRecord),
     Dns(DnsRecord),
     Resolver(ResolverRecord),
+    Segment(SegmentRecord),
+    SharedBridge(SharedBridgeRecord),
+    Attachment(AttachmentRecord),
+    Address(AddressRecord),
+    ServicePeer(PeerRecord),
 }
 
 /// One record's new value; `None` removes it.
@@ -69,9 +88,10 @@ pub struct NodeRecord {
 pub struct OverlayRecord {
     pub deployment: Label,
     pub instance: Label,
-    pub cluster: Cidr,
+    pub cluster: Networks,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slice: Option<Cidr>,
+    /// At most one network of each family of the cluster.
+    pub slice: Option<Networks>,
     /// UDP port of the node's WireGuard device.
     pub port: u16,
     #[serde(default)]
@@ -165,6 +185,12 @@ impl BadRecord {
 const PEER_PREFIX: &str = "peer/node/";
 const DNS_PREFIX: &str = "dns/";
 const RESOLVER_PREFIX: &str = "resolver/";
+const SEGMENT_PREFIX: &str = "segment/";
+const ATTACHMENT_PREFIX: &str = "attachment/";
+const ADDRESS_PREFIX: &str = "address/";
+const SERVICE_PEER_PREFIX: &str = "peer/service/";
+/// Base64 of a key's 32 bytes. It may hold slashes, and so may a service's name: the length tells where the key begins.
+const KEY_TEXT_LEN: usize = 44;
 
 impl fmt::Display for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,6 +201,28 @@ impl fmt::Display for RecordKey {
             RecordKey::Peer(key) => write!(f, "{PEER_PREFIX}{key}"),
             RecordKey::Dns(name) => write!(f, "{DNS_PREFIX}{name}"),
             RecordKey::Resolver(zone) => write!(f, "{RESOLVER_PREFIX}{zone}"),
+            RecordKey::Segment(service) => write!(f, "{SEGMENT_PREFIX}{service}"),
+            RecordKey::SharedBridge => f.write_str("shared-bridge"),
+            RecordKey::Attachment(id) => write!(f, "{ATTACHMENT_PREFIX}{id}"),
+            RecordKey::Address(address) => write!(f, "{ADDRESS_PREFIX}{address}"),
+            RecordKey::ServicePeer(service, key) => write!(f, "{SERVICE_PEER_PREFIX}{service}/{key}"),
+        }
+    }
+}
+
+impl RecordKey {
+    /// True for the records that more than one object's rules depend on: the overlay and its segments.
+    pub(super) fn shapes_the_node(&self) -> bool {
+        match self {
+            RecordKey::Overlay | RecordKey::Segment(_) | RecordKey::SharedBridge => true,
+            RecordKey::Node
+            | RecordKey::NodeKey
+            | RecordKey::Peer(_)
+            | RecordKey::ServicePeer(..)
+            | RecordKey::Dns(_)
+            | RecordKey::Resolver(_)
+            | RecordKey::Attachment(_)
+            | RecordKey::Address(_) => false,
         }
     }
 }
@@ -187,6 +235,7 @@ impl FromStr for RecordKey {
             "node" => return Ok(RecordKey::Node),
             "node-key" => return Ok(RecordKey::NodeKey),
             "overlay" => return Ok(RecordKey::Overlay),
+            "shared-bridge" => return Ok(RecordKey::SharedBridge),
             _ => {}
         }
         if let Some(key) = text.strip_prefix(PEER_PREFIX) {
@@ -198,38 +247,52 @@ impl FromStr for RecordKey {
         if let Some(zone) = text.strip_prefix(RESOLVER_PREFIX) {
             return zone.parse().map(RecordKey::Resolver).map_err(bad);
         }
+        if let Some(service) = text.strip_prefix(SEGMENT_PREFIX) {
+            return service.parse().map(RecordKey::Segment).map_err(bad);
+        }
+        if let Some(id) = text.strip_prefix(ATTACHMENT_PREFIX) {
+            return id.parse().map(RecordKey::Attachment).map_err(bad);
+        }
+        if let Some(address) = text.strip_prefix(ADDRESS_PREFIX) {
+            return address_key(address).ok_or_else(|| BadRecord::new(text, "does not end in an address"));
+        }
+        if let Some(rest) = text.strip_prefix(SERVICE_PEER_PREFIX) {
+            return service_peer_key(rest).ok_or_else(|| BadRecord::new(text, "is not SERVICE/PUBLIC-KEY"));
+        }
         Err(BadRecord::new(text, "this overlayd knows no record of that name"))
     }
 }
 
-/// The node's key as it is stored. An export without secrets has the public half only.
-#[derive(Serialize, Deserialize)]
-struct StoredKey {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    private_key: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    public_key: Option<WgPublicKey>,
+/// One address, one spelling: another one would be a second key of the same record.
+fn address_key(text: &str) -> Option<RecordKey> {
+    let address: IpAddr = text.parse().ok()?;
+    (address.to_string() == text).then_some(RecordKey::Address(address))
 }
 
-impl StoredKey {
-    fn of(pair: &KeyPair) -> Self {
-        match &pair.private {
-            Some(private) => Self { private_key: Some(private.reveal().as_str().to_owned()), public_key: None },
-            None => Self { private_key: None, public_key: pair.public },
-        }
-    }
-
-    fn pair(&self) -> Result<KeyPair, BadId> {
-        match (&self.private_key, self.public_key) {
-            (Some(text), _) if text != super::redact::REDACTED => {
-                PrivateKey::from_base64(text).map(KeyPair::from_private)
-            }
-            (_, public) => Ok(KeyPair::from_public(public)),
-        }
-    }
+fn service_peer_key(text: &str) -> Option<RecordKey> {
+    let (service, key) = text.split_at_checked(text.len().checked_sub(KEY_TEXT_LEN)?)?;
+    let service = service.strip_suffix('/')?.parse().ok()?;
+    key.parse().ok().map(|key| RecordKey::ServicePeer(service, key))
 }
 
 impl Record {
+    /// Generation at which a record that shapes the node last changed; 0 for every other record.
+    pub(super) fn shapes_since(&self) -> u64 {
+        match self {
+            Record::Overlay(record) => record.since,
+            Record::Segment(record) => record.since,
+            Record::SharedBridge(record) => record.since,
+            Record::Node(_)
+            | Record::NodeKey(_)
+            | Record::Peer(_)
+            | Record::ServicePeer(_)
+            | Record::Dns(_)
+            | Record::Resolver(_)
+            | Record::Attachment(_)
+            | Record::Address(_) => 0,
+        }
+    }
+
     /// The bytes to store. Holds secrets in clear.
     pub fn encode(&self) -> Vec<u8> {
         let encoded = match self {
@@ -239,6 +302,11 @@ impl Record {
             Record::Peer(record) => serde_json::to_vec(record),
             Record::Dns(record) => serde_json::to_vec(record),
             Record::Resolver(record) => serde_json::to_vec(record),
+            Record::Segment(record) => serde_json::to_vec(record),
+            Record::SharedBridge(record) => serde_json::to_vec(record),
+            Record::Attachment(record) => serde_json::to_vec(record),
+            Record::Address(record) => serde_json::to_vec(record),
+            Record::ServicePeer(record) => serde_json::to_vec(record),
         };
         match encoded {
             Ok(bytes) => bytes,
@@ -251,6 +319,11 @@ impl Record {
     pub fn decode(key: &RecordKey, bytes: &[u8]) -> Result<Self, BadRecord> {
         let text = key.to_string();
         let bad = |error: serde_json::Error| BadRecord::new(&text, error);
+        // An error of serde may repeat what it found, which may be a private key in the wrong place (I-14).
+        let hidden = |error: serde_json::Error| {
+            let (line, column) = (error.line(), error.column());
+            BadRecord::new(&text, format_args!("is not such a record, at line {line} column {column}"))
+        };
         match key {
             RecordKey::Node => serde_json::from_slice(bytes).map(Record::Node).map_err(bad),
             RecordKey::NodeKey => {
@@ -262,6 +335,23 @@ impl Record {
             RecordKey::Peer(_) => serde_json::from_slice(bytes).map(Record::Peer).map_err(bad),
             RecordKey::Dns(_) => serde_json::from_slice(bytes).map(Record::Dns).map_err(bad),
             RecordKey::Resolver(_) => serde_json::from_slice(bytes).map(Record::Resolver).map_err(bad),
+            RecordKey::Segment(_) => serde_json::from_slice(bytes).map(Record::Segment).map_err(hidden),
+            RecordKey::SharedBridge => serde_json::from_slice(bytes).map(Record::SharedBridge).map_err(bad),
+            RecordKey::Attachment(id) => {
+                let record: AttachmentRecord = serde_json::from_slice(bytes).map_err(hidden)?;
+                let fits = match (id, &record.place) {
+                    (AttachmentId::Container(pid), Place::Container { netns }) => netns.pid == pid.number(),
+                    (AttachmentId::Guest(_), Place::Guest { .. })
+                    | (AttachmentId::HostShared(_), Place::HostShared) => true,
+                    (AttachmentId::Container(_) | AttachmentId::Guest(_) | AttachmentId::HostShared(_), _) => false,
+                };
+                if !fits {
+                    return Err(BadRecord::new(&text, "is about another kind of attachment or another process"));
+                }
+                Ok(Record::Attachment(record))
+            }
+            RecordKey::Address(_) => serde_json::from_slice(bytes).map(Record::Address).map_err(bad),
+            RecordKey::ServicePeer(..) => serde_json::from_slice(bytes).map(Record::ServicePeer).map_err(bad),
         }
     }
 }

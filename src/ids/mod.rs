@@ -17,6 +17,7 @@ mod names;
 mod netns;
 mod networks;
 mod path;
+mod protocol;
 mod text;
 mod wgkey;
 
@@ -28,5 +29,6 @@ pub use names::{DnsName, Label, NetworkName, ServiceName, Zone};
 pub use netns::Netns;
 pub use networks::Networks;
 pub use path::FilePath;
+pub use protocol::Protocol;
 pub(crate) use text::text_identifier;
 pub use wgkey::WgPublicKey;

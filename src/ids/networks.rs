@@ -18,6 +18,14 @@ impl Networks {
         &self.first
     }
 
+    /// These networks, if they are one or one of each family.
+    pub fn of(networks: impl IntoIterator<Item = Cidr>) -> Option<Self> {
+        let mut networks = networks.into_iter();
+        let (first, second) = (networks.next()?, networks.next());
+        let fits = networks.next().is_none() && second.is_none_or(|second| second.is_ipv4() != first.is_ipv4());
+        fits.then_some(Self { first, second })
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Cidr> {
         std::iter::once(&self.first).chain(self.second.as_ref())
     }
@@ -48,7 +56,7 @@ impl FromStr for Networks {
         let bad = || {
             BadId::new("networks", text, "must be one network, or one IPv4 and one IPv6 network with a comma between")
         };
-        let mut parts = text.split(',').map(|part| part.trim().parse::<Cidr>());
+        let mut parts = text.split(',').map(|part| part.trim_matches(' ').parse::<Cidr>());
         let first = parts.next().ok_or_else(bad)??;
         let second = parts.next().transpose()?;
         if parts.next().is_some() || second.is_some_and(|second| second.is_ipv4() == first.is_ipv4()) {

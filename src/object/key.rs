@@ -86,6 +86,14 @@ impl Setting {
     pub const ALL: [Setting; 4] =
         [Setting::Ipv4RpFilter, Setting::Ipv6AcceptRa, Setting::Ipv4Forwarding, Setting::Ipv6ForceForwarding];
 
+    /// True for the settings that are also wanted on the host's way out, a link that is not ours (docs/decisions/0013-forwarding-link-by-link.md).
+    pub fn may_be_on_uplink(self) -> bool {
+        match self {
+            Setting::Ipv4Forwarding | Setting::Ipv6ForceForwarding => true,
+            Setting::Ipv4RpFilter | Setting::Ipv6AcceptRa => false,
+        }
+    }
+
     /// Family and file name below `/proc/sys/net/<family>/conf/<interface>/`.
     pub fn path(self) -> (&'static str, &'static str) {
         match self {

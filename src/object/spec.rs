@@ -132,6 +132,15 @@ pub struct InsideRoute {
     pub via: Option<IpAddr>,
 }
 
+impl fmt::Display for InsideRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.via {
+            None => self.destination.fmt(f),
+            Some(via) => write!(f, "{} via {via}", self.destination),
+        }
+    }
+}
+
 /// What our firewall tables know besides their members. The rules themselves are the same on every node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RulesetSpec {
@@ -141,9 +150,10 @@ pub struct RulesetSpec {
     pub overlay: BTreeSet<Cidr>,
     /// Networks of this node's containers: what leaves the overlay from here is masqueraded.
     pub local: BTreeSet<Cidr>,
-    /// The node's own overlay addresses and every gateway: an isolated member is reachable from them.
+    /// The node's own overlay addresses: every member may reach them.
     pub node: BTreeSet<IpAddr>,
-    /// Addresses of the node that an isolated member may reach when it comes in through this link.
+    /// The bridges' addresses: an isolated member may reach that of the bridge it comes in through. From all of them, and from `node`, the
+    /// node itself may reach every member.
     pub gateways: BTreeSet<(IfName, IpAddr)>,
     /// Our links that carry overlay traffic: devices and bridges. Ports of containers are members' ports.
     pub links: BTreeSet<IfName>,
@@ -152,9 +162,10 @@ pub struct RulesetSpec {
 /// One address of a container in the firewall.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberSpec {
-    /// The only port that may send from this address; `None` for one that comes through a WireGuard device or is the node's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<IfName>,
+    /// The ports that may send from this address, and no others: all that its container has, because it answers by whichever its routes say.
+    /// None for an address that comes through a WireGuard device or is the node's own.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub ports: BTreeSet<IfName>,
     /// The isolation network; `None` is the flat overlay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkId>,

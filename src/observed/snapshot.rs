@@ -1,12 +1,16 @@
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map},
+    ops::Bound,
+};
 
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     action::Action,
     clock::UnixTime,
     ids::{Cidr, IfName, WgPublicKey},
-    object::{Family, Key, Spec, Subsystem},
+    object::{Family, Key, Setting, Spec, Subsystem},
 };
 
 /// Whether the absence of an object from a part means that it does not exist.
@@ -82,6 +86,9 @@ pub struct Surroundings {
     /// Whether IPv6 can be forwarded link by link ([`Setting::Ipv6ForceForwarding`](crate::object::Setting)).
     #[serde(default)]
     pub force_forwarding: bool,
+    /// Whether the host forwards IPv6 for all links (`net.ipv6.conf.all.forwarding`).
+    #[serde(default)]
+    pub forwards_ipv6: bool,
     /// Families whose packets another program's forward chain drops unless a rule lets them through (A30).
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub forward_drop: BTreeSet<Family>,
@@ -96,6 +103,10 @@ pub struct Surroundings {
 pub enum Neighbour {
     Networkd,
     NetworkManager,
+}
+
+impl Neighbour {
+    pub const ALL: [Neighbour; 2] = [Neighbour::Networkd, Neighbour::NetworkManager];
 }
 
 /// The objects of the node as far as they are known.
@@ -158,6 +169,10 @@ impl Snapshot {
                     .collect();
                 for key in gone {
                     self.remove(&key);
+                    // A container's side is looked at less often than the host's, and went with it.
+                    if let Key::Link(name) = &key {
+                        self.remove(&Key::Inside(name.clone()));
+                    }
                 }
             }
             self.coverage.insert(subsystem, coverage);
@@ -178,16 +193,28 @@ impl Snapshot {
             }
             None => {
                 self.remove(key);
-                if let Key::Link(name) = key {
-                    self.forget_dependents(name);
+                match key {
+                    Key::Link(name) => self.forget_dependents(name),
+                    Key::Ruleset => self.forget_members(),
+                    _ => {}
                 }
             }
         }
     }
 
-    /// Marks every part as not looked at: after a failed action or a lost event nothing cached is trusted.
-    pub fn distrust(&mut self) {
-        self.coverage.clear();
+    /// Marks parts as not looked at: after a failed action or a lost event nothing cached is trusted.
+    pub fn distrust(&mut self, parts: &BTreeSet<Subsystem>) {
+        self.coverage.retain(|part, _| !parts.contains(part));
+    }
+
+    /// Every object on this link, or on this port.
+    pub fn on_link(&self, link: &IfName) -> impl Iterator<Item = &Key> {
+        let addresses = (Bound::Included(first_address(link)), Bound::Unbounded);
+        let is_on = move |key: &&Key| key.link() == Some(link);
+        let settings = Setting::ALL.map(|setting| Key::Sysctl { link: link.clone(), setting });
+        let single = settings.into_iter().chain([Key::Inside(link.clone())]);
+        let single = single.filter_map(|key| self.objects.get_key_value(&key).map(|(key, _)| key));
+        self.objects.range(addresses).map(|(key, _)| key).take_while(is_on).chain(single)
     }
 
     /// The snapshot as plain data, for `diff --observed` and fixtures.
@@ -248,7 +275,25 @@ impl Snapshot {
         for key in gone {
             self.remove(&key);
         }
+        // The ports of a bridge outlive it.
+        for seen in self.objects.values_mut() {
+            if let Spec::Link(port) = &mut seen.spec
+                && port.master.as_ref() == Some(link)
+            {
+                port.master = None;
+            }
+        }
     }
+
+    fn forget_members(&mut self) {
+        self.objects.retain(|key, _| key.subsystem() != Subsystem::Member);
+    }
+}
+
+/// Where the addresses of a link begin in the order of keys.
+fn first_address(link: &IfName) -> Key {
+    // The derived order puts IPv4 before IPv6, and the shortest prefix of the lowest address first.
+    Key::Address { link: link.clone(), address: IpNet::V4(Ipv4Net::default()) }
 }
 
 fn routes_through(spec: &Spec, link: &IfName) -> bool {

@@ -15,6 +15,6 @@ pub mod sim;
 #[cfg(target_os = "linux")]
 pub use linux::{
     DataPlaneChoice, LinuxKernel as NativeKernel, LinuxOptions as NativeOptions, device_process,
-    host_candidates as host_addresses, lab,
+    host_candidates as host_addresses, lab, netns,
 };
 pub use port::{ActionError, Hint, Interest, Kernel, ObserveError};

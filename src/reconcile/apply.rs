@@ -69,7 +69,9 @@ pub async fn apply<K: Kernel>(kernel: &mut K, steps: &[Step]) -> Vec<Outcome> {
 }
 
 fn travels_with(first: &Action, other: &Action) -> bool {
-    first.key().subsystem() == Subsystem::Peer
-        && other.key().subsystem() == Subsystem::Peer
+    // Peers of one device share a message, members of the firewall a transaction.
+    let part = first.key().subsystem();
+    matches!(part, Subsystem::Peer | Subsystem::Member)
+        && other.key().subsystem() == part
         && first.key().link() == other.key().link()
 }

@@ -5,11 +5,11 @@
 //!
 //! Upholds I-05, I-08, I-09, I-13, I-15 (a round has a bounded number of passes).
 //!
-//! A round about a few peers looks at nothing: it plans against the last dump plus the effects of acknowledged actions. That is what makes
-//! the ten-thousandth peer as cheap as the first; what the cache got wrong is found by the next full round.
+//! A round about a few objects looks at nothing: it plans against the last dump plus the effects of acknowledged actions. That is what makes
+//! the ten-thousandth peer and the thousandth container as cheap as the first; what the cache got wrong is found by the next full round.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
@@ -20,7 +20,7 @@ use super::{
     order::Undone,
     plan::plan,
     step::{Plan, Reason, Step, Withheld},
-    target::{Facts, Scope, Target, lower, places},
+    target::{Facts, Places, Scope, Target, companions, lower, places},
     view::{ActionRecord, Round, SharedView, View},
 };
 use crate::{
@@ -34,11 +34,33 @@ use crate::{
 /// Looks that one full round takes at most: one to see, one to verify, one more where the first pass uncovered something.
 const PASSES_MAX: usize = 3;
 
-/// How much of the node a full round looks at first.
+/// How much of the node a look takes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Look {
     Node,
+    /// Everything but the containers' own namespaces: no kernel tells what happens in there, and entering a thousand of them takes time.
+    Host,
     Peers,
+}
+
+impl Look {
+    fn parts(self) -> BTreeSet<Subsystem> {
+        let parts = Subsystem::ALL.into_iter();
+        match self {
+            Look::Node => parts.collect(),
+            Look::Host => parts.filter(|part| *part != Subsystem::Inside).collect(),
+            Look::Peers => [Subsystem::Device, Subsystem::Peer].into(),
+        }
+    }
+}
+
+/// What wakes a full round, and with it how much it looks at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Everything, also the containers' namespaces.
+    Whole,
+    /// What a notification of the kernel can be about.
+    Host,
 }
 
 /// Runs rounds against one kernel.
@@ -52,6 +74,8 @@ pub struct Engine<K, C> {
     view: SharedView,
     /// False before the first look and after anything that makes the cache doubtful.
     trusted: bool,
+    /// The same of what is known about the containers' namespaces.
+    insides_trusted: bool,
     /// Full rounds in a row that could not see all of the node.
     partial_looks: u32,
 }
@@ -59,7 +83,17 @@ pub struct Engine<K, C> {
 impl<K: Kernel, C: Clock> Engine<K, C> {
     pub fn new(kernel: K, clock: C, document: Arc<RwLock<Document>>, facts: Facts) -> Self {
         let settled = document.read().unwrap_or_else(PoisonError::into_inner).settled();
-        Self { kernel, clock, document, facts, settled, view: SharedView::default(), trusted: false, partial_looks: 0 }
+        Self {
+            kernel,
+            clock,
+            document,
+            facts,
+            settled,
+            view: SharedView::default(),
+            trusted: false,
+            insides_trusted: false,
+            partial_looks: 0,
+        }
     }
 
     pub fn view(&self) -> SharedView {
@@ -74,18 +108,17 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         &mut self.facts
     }
 
-    /// The node may have changed without us: the next round looks at all of it.
-    pub fn distrust(&mut self) {
+    /// The node may have changed without us: the next round looks at it.
+    pub fn distrust(&mut self, depth: Depth) {
         self.trusted = false;
+        self.insides_trusted &= depth == Depth::Host;
     }
 
-    /// Runs one round. A scope of some keys becomes a full round when the cache cannot be trusted or more than peers are concerned.
+    /// Runs one round. A scope of some keys becomes a full round when the cache cannot be trusted.
     pub async fn round(&mut self, scope: Scope) -> Round {
         let mut round = match scope {
-            Scope::Keys(keys) if self.trusted && keys.iter().all(|key| key.subsystem() == Subsystem::Peer) => {
-                self.scoped_round(keys).await
-            }
-            Scope::Keys(_) | Scope::Everything => self.full_round(Look::Node).await,
+            Scope::Keys(keys) if self.trusted => self.scoped_round(keys).await,
+            Scope::Keys(_) | Scope::Everything => self.full_round(self.whole_look()).await,
         };
         self.record(&mut round);
         round
@@ -94,7 +127,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     /// A full round that looks at WireGuard only and takes the rest from the cache: peers change without a sign, and their
     /// handshakes and counters are what people ask for.
     pub async fn glance(&mut self) -> Round {
-        let look = if self.trusted { Look::Peers } else { Look::Node };
+        let look = if self.trusted { Look::Peers } else { self.whole_look() };
         let mut round = self.full_round(look).await;
         self.record(&mut round);
         round
@@ -143,12 +176,17 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         self.kernel.observe(&interest).await.map_err(|error| error.to_string())
     }
 
+    /// As much as has to be looked at for the whole node to be known.
+    fn whole_look(&self) -> Look {
+        if self.insides_trusted { Look::Host } else { Look::Node }
+    }
+
     async fn full_round(&mut self, first: Look) -> Round {
         let mut round = Round { full: true, ..Round::default() };
+        let mut look = first;
         for pass in 0..PASSES_MAX {
             let looked_at = self.clock.now();
-            // What a change did is looked at with everything around it.
-            let seen = self.look(if pass == 0 { first } else { Look::Node }).await;
+            let seen = self.look(look).await;
             let elapsed = self.clock.now().instant.duration_since(looked_at.instant);
             if pass == 0 {
                 round.observe += elapsed
@@ -158,7 +196,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             if let Err(error) = seen {
                 round.blind = Some(error);
                 round.again_at = Some(self.clock.now().instant + crate::clock::BACKOFF_FIRST * 10);
-                self.trusted = false;
+                self.distrust(Depth::Whole);
                 return round;
             }
             let (target, plan) = self.make_plan(&Scope::Everything, &mut round);
@@ -172,7 +210,10 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
                 }
                 break;
             }
-            self.carry_out(&target, &due, &mut round).await;
+            let failed = self.carry_out(&target, &due, &mut round).await;
+            // What a change did is looked at with everything around it.
+            let is_inside = |step: &Step| step.action.key().subsystem() == Subsystem::Inside;
+            look = if failed || due.iter().any(is_inside) { Look::Node } else { self.whole_look() };
         }
         self.trusted = true;
         self.retry_partial_look(&mut round);
@@ -198,7 +239,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let due = self.due(&target, &plan);
         let failed = self.carry_out(&target, &due, &mut round).await;
         if failed {
-            self.trusted = false;
+            self.distrust(Depth::Whole);
             round.again_at = Some(self.clock.now().instant);
         }
         let Scope::Keys(keys) = scope else { unreachable!("the scope was built from keys") };
@@ -224,22 +265,26 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         round
     }
 
-    /// Adds the peers from which an allowed IP of `keys` moves away, so that one plan sees both sides.
+    /// Adds what belongs to `keys`, so that one plan sees all sides: the peers from which an allowed IP moves away, and what is on a link.
     fn widen(&self, keys: &mut BTreeSet<Key>) {
         let document = self.document();
         let view = self.view.read();
-        let mut others = BTreeSet::new();
+        let mut others = companions(&document, &self.facts, keys);
         for key in keys.iter() {
+            if let Key::Link(name) = key {
+                others.extend(view.snapshot.on_link(name).cloned());
+            }
             let Key::Peer { device, public_key } = key else {
                 continue;
             };
-            let wanted = document.peers().get(public_key).map(|peer| &peer.allowed_ips);
+            let Some(scope) = document.scope_of_device(device) else { continue };
+            let wanted = document.peers_of(&scope).get(public_key).map(|peer| &peer.allowed_ips);
             let seen = view.snapshot.find(key).and_then(|seen| match &seen.spec {
                 Spec::Peer(peer) => Some(&peer.allowed_ips),
                 _ => None,
             });
             let holders = wanted.into_iter().flatten().filter_map(|ip| view.snapshot.holder(device, ip));
-            let takers = seen.into_iter().flatten().filter_map(|ip| document.holder(ip));
+            let takers = seen.into_iter().flatten().filter_map(|ip| document.holder_in(&scope, ip));
             others.extend(holders.chain(takers).map(|peer| Key::Peer { device: device.clone(), public_key: *peer }));
         }
         keys.extend(others);
@@ -248,20 +293,18 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     async fn look(&mut self, look: Look) -> Result<(), String> {
         let observation = self.see(look).await?;
         let mut view = self.view.write();
-        if look == Look::Node {
-            view.snapshot.distrust();
-        }
+        view.snapshot.distrust(&look.parts());
         view.snapshot.absorb(observation);
+        self.facts.surroundings = view.snapshot.surroundings().clone();
+        if look == Look::Node {
+            self.insides_trusted = view.snapshot.is_whole(Subsystem::Inside);
+        }
         Ok(())
     }
 
     fn interest(&self, look: Look) -> Interest {
-        let (links, keys) = places(&self.document(), &self.facts);
-        let subsystems = match look {
-            Look::Node => Subsystem::ALL.into_iter().collect(),
-            Look::Peers => [Subsystem::Device, Subsystem::Peer].into_iter().collect(),
-        };
-        Interest { subsystems, links, keys, insides: BTreeMap::new() }
+        let Places { links, keys, insides } = places(&self.document(), &self.facts);
+        Interest { subsystems: look.parts(), links, keys, insides }
     }
 
     fn lower(&self, scope: &Scope) -> (Target, u64) {
@@ -327,6 +370,9 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
                     if is_drift(&view, step, since) {
                         round.drift.push((key.clone(), step.reason.word()));
                         view.ledger.repaired(key, now);
+                    }
+                    if let (Key::Link(name), Reason::Extra, false) = (key, &step.reason, view.ledger.was_wanted(key)) {
+                        view.swept.note(name);
                     }
                     view.snapshot.acknowledge(&step.action);
                     ("ok", None)

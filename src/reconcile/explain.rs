@@ -16,7 +16,8 @@ use super::{
 use crate::{
     action::Action,
     clock::UnixTime,
-    desired::Document,
+    desired::{AddressHolder, Document},
+    ids::IfName,
     object::{Key, LinkKind, MemberSpec, RouteSpec, Spec},
     observed::{Observation, Snapshot},
 };
@@ -72,7 +73,8 @@ impl Diff {
         seen: Observation,
         now: UnixTime,
     ) -> Self {
-        let target = lower(document, facts, told, &Scope::Everything);
+        let facts = Facts { surroundings: seen.surroundings.clone().unwrap_or_default(), ..facts.clone() };
+        let target = lower(document, &facts, told, &Scope::Everything);
         let mut snapshot = Snapshot::default();
         snapshot.absorb(seen);
         let plan = plan(&target, &snapshot, &Scope::Everything, now);
@@ -186,11 +188,12 @@ fn describe(spec: &Spec) -> String {
             format!("{} with {} in {}", inside.name, addresses.join(","), inside.netns)
         }
         Spec::Ruleset(ruleset) => format!("{} links, {} networks", ruleset.links.len(), ruleset.overlay.len()),
-        Spec::Member(MemberSpec { port, network }) => {
-            let port = port.as_ref().map_or("no port".into(), ToString::to_string);
+        Spec::Member(MemberSpec { ports, network }) => {
+            let names: Vec<&str> = ports.iter().map(IfName::as_str).collect();
+            let ports = if names.is_empty() { "no port".into() } else { names.join(",") };
             match network {
-                Some(network) => format!("{port}, network {network}"),
-                None => port,
+                Some(network) => format!("{ports}, network {network}"),
+                None => ports,
             }
         }
         Spec::Guest(guest) => {
@@ -204,14 +207,22 @@ fn describe(spec: &Spec) -> String {
 fn wanted_by(document: &Document, key: &Key, since: u64) -> String {
     match key {
         Key::Peer { .. } => format!("wanted by this peer's entry since generation {since}"),
+        Key::Inside(link) => wanted_by_link(document, link, since),
+        Key::Link(link) | Key::Address { link, .. } | Key::Sysctl { link, .. }
+            if document.attachment_of_link(link).is_some() =>
+        {
+            wanted_by_link(document, link, since)
+        }
+        Key::Member(ip) => match document.address_holder(ip) {
+            Some(AddressHolder::Attachment(id)) => format!("wanted by attachment {id} since generation {since}"),
+            Some(_) | None => String::new(),
+        },
         Key::Link(_)
         | Key::Address { .. }
         | Key::Route { .. }
         | Key::Sysctl { .. }
         | Key::Device(_)
-        | Key::Inside(_)
         | Key::Ruleset
-        | Key::Member(_)
         | Key::Guest(_)
         | Key::File(_) => match document.overlay() {
             Some(overlay) => {
@@ -220,4 +231,9 @@ fn wanted_by(document: &Document, key: &Key, since: u64) -> String {
             None => String::new(),
         },
     }
+}
+
+fn wanted_by_link(document: &Document, link: &IfName, since: u64) -> String {
+    let by = |(id, _)| format!("wanted by attachment {id} since generation {since}");
+    document.attachment_of_link(link).map_or_else(String::new, by)
 }

@@ -9,10 +9,11 @@
 
 use std::collections::BTreeSet;
 
-use super::step::{Reason, Step, link_of};
+use super::step::{Reason, Step, is_port, needed_link};
 use crate::{
     action::Action,
-    object::{Key, LinkKind, LinkSpec, RouteSpec, Spec, Subsystem},
+    ids::IfName,
+    object::{Key, MemberSpec, RouteSpec, Spec, Subsystem},
 };
 
 /// Sorts steps into the order in which they are safe. Steps of one rank keep the order of their keys.
@@ -75,11 +76,6 @@ fn is_fallback(spec: &Spec) -> bool {
     matches!(spec, Spec::Route(RouteSpec::Unreachable))
 }
 
-/// A container's veth: it needs its bridge, and the firewall must know it before it is there.
-fn is_port(spec: &Spec) -> bool {
-    matches!(spec, Spec::Link(LinkSpec { kind: LinkKind::Veth, .. }))
-}
-
 /// Steps that were not done, as far as others stand on them.
 #[derive(Default)]
 pub struct Undone<'a>(Vec<&'a Action>);
@@ -89,6 +85,8 @@ impl<'a> Undone<'a> {
     pub fn note(&mut self, action: &'a Action) {
         let carries_others = match action {
             Action::Create { key: Key::Link(_) | Key::Device(_), .. } => true,
+            Action::Create { key: Key::Ruleset | Key::Member(_), .. } => true,
+            Action::Update { key: Key::Ruleset | Key::Member(_), .. } => true,
             Action::Create { spec, .. } => is_fallback(spec),
             Action::Delete { key, .. } => key.subsystem() != Subsystem::Peer,
             Action::Update { .. } => false,
@@ -106,8 +104,24 @@ impl<'a> Undone<'a> {
 
 /// True when `later` cannot be done once `failed` was not: what it stands on is missing.
 fn depends_on(later: &Action, failed: &Action) -> bool {
-    let needs_link = |spec: &Spec, name: &crate::ids::IfName| link_of(later.key(), spec) == Some(name);
+    let needs_link = |spec: &Spec, name: &IfName| needed_link(later.key(), spec) == Some(name);
     match (failed, later) {
+        // A port comes after the rules that fence it in, and not without them.
+        (
+            Action::Create { key: Key::Ruleset, .. } | Action::Update { key: Key::Ruleset, .. },
+            Action::Create { key, spec },
+        ) => matches!(key, Key::Member(_)) || is_port(spec),
+        (
+            Action::Create { spec: Spec::Member(MemberSpec { ports, .. }), .. }
+            | Action::Update { to: Spec::Member(MemberSpec { ports, .. }), .. },
+            Action::Create { key, .. },
+        ) => matches!(key, Key::Link(name) | Key::Inside(name) if ports.contains(name)),
+        // Nor do they go before it has gone.
+        (
+            Action::Delete { key: Key::Link(name), .. },
+            Action::Delete { was: Spec::Member(MemberSpec { ports, .. }), .. },
+        ) => ports.contains(name),
+        (Action::Delete { was, .. }, Action::Delete { key: Key::Ruleset, .. }) => is_port(was),
         (Action::Delete { key, .. }, Action::Create { key: same, .. }) => key == same,
         (
             Action::Create { key: Key::Link(name), .. },

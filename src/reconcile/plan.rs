@@ -7,18 +7,18 @@
 //!
 //! A missing object is not always work: if its part was not dumped whole, creating it could reset a healthy WireGuard peer.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use super::{
     order,
-    step::{FieldChange, Plan, Reason, Step, Withheld, link_of},
+    step::{FieldChange, Plan, Reason, Step, Withheld, is_port, link_of, needed_link},
     target::{Scope, Target},
 };
 use crate::{
     action::Action,
     clock::UnixTime,
     ids::IfName,
-    object::{DeviceSpec, Key, LinkKind, PeerSpec, Spec, Subsystem},
+    object::{DeviceSpec, FileSpec, InsideSpec, Key, LinkKind, PeerSpec, Spec, Subsystem, VethPeer},
     observed::{Coverage, Observed, Owner, Snapshot},
 };
 
@@ -32,21 +32,15 @@ pub fn plan(target: &Target, snapshot: &Snapshot, scope: &Scope, now: UnixTime) 
     let mut planner = Planner { target, snapshot, now, plan: Plan::default(), leaving: BTreeSet::new() };
     match scope {
         Scope::Everything => {
-            planner.mark_leaving_links();
-            for key in target.objects.keys() {
-                planner.wanted(key);
-            }
-            for (key, seen) in snapshot.iter() {
-                planner.unwanted(key, seen);
-            }
+            snapshot.iter().for_each(|(key, seen)| planner.mark_leaving_link(key, seen));
+            target.objects.keys().for_each(|key| planner.wanted(key));
+            snapshot.iter().for_each(|(key, seen)| planner.unwanted(key, seen));
         }
         Scope::Keys(keys) => {
-            for key in keys {
-                planner.wanted(key);
-                if let Some(seen) = snapshot.find(key) {
-                    planner.unwanted(key, seen);
-                }
-            }
+            let seen = || keys.iter().filter_map(|key| Some((key, snapshot.find(key)?)));
+            seen().for_each(|(key, seen)| planner.mark_leaving_link(key, seen));
+            keys.iter().for_each(|key| planner.wanted(key));
+            seen().for_each(|(key, seen)| planner.unwanted(key, seen));
         }
     }
     let mut plan = planner.plan;
@@ -64,14 +58,11 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn mark_leaving_links(&mut self) {
-        for (key, seen) in self.snapshot.iter() {
-            let Key::Link(name) = key else { continue };
-            let replaced =
-                matches!((self.target.wants(key), &seen.spec), (Some(wanted), is) if must_replace(wanted, is));
-            if seen.is_ours() && (self.target.wants(key).is_none() || replaced) {
-                self.leaving.insert(name.clone());
-            }
+    fn mark_leaving_link(&mut self, key: &Key, seen: &Observed) {
+        let Key::Link(name) = key else { return };
+        let stays = self.target.wants(key).is_some_and(|wanted| !must_replace(wanted, &seen.spec));
+        if seen.is_ours() && !stays {
+            self.leaving.insert(name.clone());
         }
     }
 
@@ -124,6 +115,11 @@ impl Planner<'_> {
                 let (from, to) = self.peer_sides(key, wanted, is, seen);
                 (Spec::Peer(from), Spec::Peer(to))
             }
+            // A container may call its link what it likes.
+            (Spec::Inside(wanted), Spec::Inside(is)) => {
+                let to = InsideSpec { name: is.name.clone(), ..wanted.clone() };
+                (Spec::Inside(is.clone()), Spec::Inside(to))
+            }
             (wanted, is) => (is.clone(), wanted.clone()),
         };
         let fields = differences(&from, &to);
@@ -146,7 +142,18 @@ impl Planner<'_> {
 
     /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
     fn obstacle(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
-        let name = link_of(key, spec)?;
+        let is_new_port = is_port(spec) && self.snapshot.find(key).is_none();
+        if (is_new_port || matches!(key, Key::Member(_))) && !self.is_fenced() {
+            return Some(Withheld::WaitsFor(Key::Ruleset));
+        }
+        let name = needed_link(key, spec)?;
+        // The host's way out is nobody's of ours, and the one setting that is wanted there is allowed for by name.
+        if let Key::Sysctl { setting, .. } = key
+            && setting.may_be_on_uplink()
+            && self.snapshot.surroundings().uplinks.contains(name)
+        {
+            return None;
+        }
         let link = Key::Link(name.clone());
         let is_made = || self.target.wants(&link).is_some() && self.snapshot.is_whole(Subsystem::Link);
         match self.snapshot.find(&link).map(|seen| &seen.owner) {
@@ -155,6 +162,12 @@ impl Planner<'_> {
             None if is_made() || self.snapshot.find(key).is_some() => None,
             Some(Owner::Stranger(_)) | None => Some(Withheld::WaitsFor(link)),
         }
+    }
+
+    /// True when the rules that a port needs round it are there, or are made before it.
+    fn is_fenced(&self) -> bool {
+        let stands = |seen: &Observed| matches!(&seen.spec, Spec::Ruleset(ruleset) if ruleset.intact && seen.is_ours());
+        self.target.wants(&Key::Ruleset).is_some() || self.snapshot.find(&Key::Ruleset).is_some_and(stands)
     }
 
     fn goes_with_its_link(&self, key: &Key, spec: &Spec) -> bool {
@@ -186,7 +199,8 @@ impl Planner<'_> {
 /// True when the kernel has no way to change one into the other.
 fn must_replace(wanted: &Spec, is: &Spec) -> bool {
     match (wanted, is) {
-        (Spec::Link(wanted), Spec::Link(is)) => wanted.kind != is.kind,
+        // The far end of a pair that lies in another namespace cannot be moved from there.
+        (Spec::Link(wanted), Spec::Link(is)) => wanted.kind != is.kind || wanted.peer != is.peer,
         (Spec::Route(wanted), Spec::Route(is)) => wanted != is,
         _ => false,
     }
@@ -205,6 +219,9 @@ pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
             field("kind", link_kind(&from.kind), link_kind(&to.kind));
             field("mtu", from.mtu.to_string(), to.mtu.to_string());
             field("up", from.up.to_string(), to.up.to_string());
+            field("master", or_none(&from.master), or_none(&to.master));
+            field("stp", from.stp.to_string(), to.stp.to_string());
+            field("netns", netns(&from.peer), netns(&to.peer));
         }
         (Spec::Sysctl(from), Spec::Sysctl(to)) => field("value", from.to_string(), to.to_string()),
         (Spec::Device(from), Spec::Device(to)) => {
@@ -217,12 +234,33 @@ pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
             let endpoint = |peer: &PeerSpec| peer.endpoint.map_or("none".into(), |e| e.address.to_string());
             field("endpoint", endpoint(from), endpoint(to));
             field("keepalive", from.keepalive.to_string(), to.keepalive.to_string());
-            let text = |ips: &BTreeSet<crate::ids::Cidr>| match ips.len() {
-                0 => "none".into(),
-                _ => ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-            };
-            field("allowed_ips", text(&from.allowed_ips), text(&to.allowed_ips));
+            field("allowed_ips", list(&from.allowed_ips), list(&to.allowed_ips));
             field("preshared_key", presence(from.preshared), presence(to.preshared));
+        }
+        (Spec::Inside(from), Spec::Inside(to)) => {
+            field("netns", from.netns.to_string(), to.netns.to_string());
+            field("mtu", from.mtu.to_string(), to.mtu.to_string());
+            field("up", from.up.to_string(), to.up.to_string());
+            field("addresses", list(&from.addresses), list(&to.addresses));
+            field("routes", list(&from.routes), list(&to.routes));
+        }
+        (Spec::Ruleset(from), Spec::Ruleset(to)) => {
+            field("intact", from.intact.to_string(), to.intact.to_string());
+            field("overlay", list(&from.overlay), list(&to.overlay));
+            field("local", list(&from.local), list(&to.local));
+            field("node", list(&from.node), list(&to.node));
+            let pairs = |set: &BTreeSet<(IfName, IpAddr)>| list(set.iter().map(|(link, ip)| format!("{link}={ip}")));
+            field("gateways", pairs(&from.gateways), pairs(&to.gateways));
+            field("links", list(&from.links), list(&to.links));
+        }
+        (Spec::Member(from), Spec::Member(to)) => {
+            field("ports", list(&from.ports), list(&to.ports));
+            field("network", or_none(&from.network), or_none(&to.network));
+        }
+        (Spec::Guest(from), Spec::Guest(to)) => field("networks", list(&from.networks), list(&to.networks)),
+        (Spec::File(from), Spec::File(to)) if from != to => {
+            let text = |file: &FileSpec| format!("{:08x}", crc32fast::hash(file.content.as_bytes()));
+            field("checksum", text(from), text(to));
         }
         (from, to) if from != to => field("spec", format!("{from:?}"), format!("{to:?}")),
         _ => {}
@@ -237,6 +275,19 @@ fn link_kind(kind: &LinkKind) -> String {
         LinkKind::Veth => "veth".into(),
         LinkKind::Other(name) => name.clone(),
     }
+}
+
+fn or_none(value: &Option<impl ToString>) -> String {
+    value.as_ref().map_or_else(|| "none".into(), ToString::to_string)
+}
+
+fn netns(peer: &Option<VethPeer>) -> String {
+    peer.as_ref().map_or_else(|| "another".into(), |peer| peer.netns.to_string())
+}
+
+fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    if items.is_empty() { "none".into() } else { items.join(",") }
 }
 
 fn presence(set: bool) -> String {

@@ -23,7 +23,12 @@ use futures::{
     task::AtomicWaker,
 };
 
-use super::{engine::Engine, explain::Diff, target::Scope, view::Round};
+use super::{
+    engine::{Depth, Engine},
+    explain::Diff,
+    target::Scope,
+    view::Round,
+};
 use crate::{
     clock::Clock,
     desired::Touched,
@@ -293,8 +298,10 @@ pub async fn run<K: Kernel, C: Clock>(
                 if scope == Scope::Everything {
                     scheduler.rewind();
                 }
-                if matches!(cause, "hint" | "overrun") {
-                    engine.distrust();
+                match cause {
+                    "hint" | "overrun" => engine.distrust(Depth::Host),
+                    "resync" => engine.distrust(Depth::Whole),
+                    _ => {}
                 }
                 let round = engine.round(scope).await;
                 engine.cover(covers);
@@ -350,7 +357,10 @@ async fn obey<K: Kernel, C: Clock>(
             engine.facts().resolved = resolved;
             ("resolved", None)
         }
-        Command::Resync(reply) => ("asked", Some(reply)),
+        Command::Resync(reply) => {
+            engine.distrust(Depth::Whole);
+            ("asked", Some(reply))
+        }
         Command::Suspend(reply) => {
             engine.facts().suspended = true;
             ("shutdown", Some(reply))

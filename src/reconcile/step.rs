@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::{
     action::Action,
     ids::IfName,
-    object::{Key, RouteSpec, Spec},
+    object::{Key, LinkKind, LinkSpec, RouteSpec, Spec},
 };
 
 /// What has to happen on the node, in order.
@@ -84,7 +84,20 @@ pub enum Withheld {
     Unseen(String),
 }
 
-/// The link that an object cannot exist without.
+/// The link that must be there before the object can be made or changed: of a port its bridge, of everything else the link it is on.
+pub fn needed_link<'a>(key: &'a Key, spec: &'a Spec) -> Option<&'a IfName> {
+    match spec {
+        Spec::Link(link) => link.master.as_ref(),
+        _ => link_of(key, spec),
+    }
+}
+
+/// A container's veth: it needs its bridge, and the firewall must know it before it is there.
+pub fn is_port(spec: &Spec) -> bool {
+    matches!(spec, Spec::Link(LinkSpec { kind: LinkKind::Veth, .. }))
+}
+
+/// The link that an object cannot exist without: it goes when the link goes. A port outlives its bridge.
 pub fn link_of<'a>(key: &'a Key, spec: &'a Spec) -> Option<&'a IfName> {
     match spec {
         Spec::Route(RouteSpec::Through(link)) => Some(link),

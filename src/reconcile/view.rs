@@ -7,13 +7,14 @@
 //! A view may be older than the node. It says so nowhere but in [`Progress`]: whoever needs fresh figures asks for a look first.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
 use super::ledger::Ledger;
 use crate::{
+    ids::IfName,
     object::{Key, Subsystem},
     observed::Snapshot,
 };
@@ -24,6 +25,39 @@ pub struct View {
     pub snapshot: Snapshot,
     pub ledger: Ledger,
     pub progress: Progress,
+    pub swept: Swept,
+}
+
+/// Names of links that are remembered after they were swept (I-15): more than a node has segments and containers.
+const SWEPT_MAX: usize = 8192;
+
+/// Links of ours that were removed though this process had never wanted them: what an earlier life of the node left behind.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// How many there were before the ones that are remembered.
+    forgotten: u64,
+    names: VecDeque<IfName>,
+}
+
+impl Swept {
+    /// How many links were swept so far.
+    pub fn count(&self) -> u64 {
+        self.forgotten + self.names.len() as u64
+    }
+
+    /// The links that were swept after there had been `count`, as far as they are remembered.
+    pub fn after(&self, count: u64) -> BTreeSet<IfName> {
+        let known = usize::try_from(count.saturating_sub(self.forgotten)).unwrap_or(usize::MAX);
+        self.names.iter().skip(known).cloned().collect()
+    }
+
+    pub(super) fn note(&mut self, name: &IfName) {
+        if self.names.len() == SWEPT_MAX {
+            self.names.pop_front();
+            self.forgotten += 1;
+        }
+        self.names.push_back(name.clone());
+    }
 }
 
 /// How far the loop has come.

@@ -15,6 +15,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::ids::Protocol;
+
 use super::{
     refusal::{self, Refusal},
     tags::tags,
@@ -33,6 +35,11 @@ pub enum AgentRequest {
     /// Look at the whole machine again now, and answer when that round is over.
     #[serde(rename = "overlayd_resync")]
     Resync,
+    /// Let a port of the host, which the kernel chooses, lead to a port of a container of a shared service.
+    #[serde(rename = "overlayd_publish")]
+    Publish { pid: u32, protocol: Protocol, port: u16 },
+    #[serde(rename = "overlayd_unpublish")]
+    Unpublish { pid: u32, protocol: Protocol, port: u16 },
 }
 
 tags!(AgentRequest,
@@ -43,6 +50,8 @@ tags!(AgentRequest,
     Diff => "overlayd_diff",
     Status => "overlayd_status",
     Resync => "overlayd_resync",
+    Publish => "overlayd_publish",
+    Unpublish => "overlayd_unpublish",
 );
 
 /// The answer to an [`AgentRequest`].

@@ -13,7 +13,7 @@ use futures::{
 use overlayd::{
     clock::SystemClock,
     desired::{
-        Committer, Document, Edit, EditError, PeerRequest,
+        Committer, Document, Edit, EditError, PeerRequest, Policy,
         store::{Entry, Store, StoreError},
     },
     ids::WgPublicKey,
@@ -96,7 +96,8 @@ fn start(document: Document) -> (Committer, Shelf, Told) {
             told.lock().unwrap().extend(group.iter().map(|edit| edit.generation));
         })
     };
-    let committer = Committer::start(document, Box::new(shelf.clone()), SystemClock, listener).unwrap();
+    let committer =
+        Committer::start(document, Box::new(shelf.clone()), SystemClock, Policy::default(), listener).unwrap();
     (committer, shelf, told)
 }
 
@@ -156,7 +157,11 @@ fn a_failed_commit_changes_nothing_and_the_next_edit_works() {
     let before = published(&committer);
     shelf.refuses.store(true, Ordering::SeqCst);
     let stolen = PeerRequest { allowed_ips: peer(2).allowed_ips, ..peer(1) };
-    for edit in [Edit::EnsurePeer(stolen.clone()), Edit::RemoveOverlay, Edit::RemovePeer(peer_key(3))] {
+    for edit in [
+        Edit::EnsurePeer(stolen.clone()),
+        Edit::RemoveOverlay,
+        Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(3) },
+    ] {
         let answer = submit(&committer, edit.clone());
         let text = answer.as_ref().map_err(ToString::to_string);
         assert!(matches!(answer, Err(EditError::NotKept(_))), "{edit:?}: {text:?}");
@@ -180,9 +185,13 @@ fn edits_that_build_on_one_that_could_not_be_kept_are_not_kept_either() {
     gate.begun.recv().unwrap();
     let edits = [
         Edit::EnsurePeer(peer(1)),
-        Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.9.0.0/24") },
+        Edit::EnsureAllowedIp {
+            scope: overlayd::desired::PeerScope::Node,
+            peer: peer_key(1),
+            allowed_ip: cidr("10.9.0.0/24"),
+        },
         Edit::EnsurePeer(PeerRequest { allowed_ips: [cidr("10.9.0.0/24")].into(), ..peer(2) }),
-        Edit::RemovePeer(peer_key(1)),
+        Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(1) },
     ];
     let mut group: Vec<_> = edits.into_iter().map(|edit| Box::pin(editor.submit(edit, "test".into()))).collect();
     for waiting in &mut group {
@@ -206,8 +215,12 @@ fn a_refusal_that_rests_on_an_edit_that_could_not_be_kept_is_not_given() {
     let mut first = submit(Edit::SetNodeId(1));
     assert!(first.as_mut().now_or_never().is_none());
     gate.begun.recv().unwrap();
-    let mut removal = submit(Edit::RemovePeer(peer_key(1)));
-    let mut addition = submit(Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.9.0.0/24") });
+    let mut removal = submit(Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(1) });
+    let mut addition = submit(Edit::EnsureAllowedIp {
+        scope: overlayd::desired::PeerScope::Node,
+        peer: peer_key(1),
+        allowed_ip: cidr("10.9.0.0/24"),
+    });
     assert!(removal.as_mut().now_or_never().is_none() && addition.as_mut().now_or_never().is_none());
     shelf.refuses.store(true, Ordering::SeqCst);
     gate.go.send(()).unwrap();
@@ -224,11 +237,15 @@ fn a_refused_edit_leaves_no_trace() {
     let (committer, shelf, told) = start(document(1));
     let before = published(&committer);
     let own: WgPublicKey = node_key().public_key();
-    let outside = overlayd::desired::OverlayRequest { slice: Some(cidr("192.168.0.0/24")), ..overlay() };
+    let outside = overlayd::desired::OverlayRequest { slice: Some(cidr("192.168.0.0/24").into()), ..overlay() };
     let refused = [
         Edit::EnsurePeer(PeerRequest { public_key: own, ..peer(1) }),
         Edit::EnsureOverlay(outside),
-        Edit::EnsureAllowedIp { peer: peer_key(77), allowed_ip: cidr("10.9.0.0/24") },
+        Edit::EnsureAllowedIp {
+            scope: overlayd::desired::PeerScope::Node,
+            peer: peer_key(77),
+            allowed_ip: cidr("10.9.0.0/24"),
+        },
     ];
     for edit in refused {
         assert!(matches!(submit(&committer, edit.clone()), Err(EditError::Refused(_))), "{edit:?}");
@@ -254,7 +271,11 @@ fn generations_grow_by_one_and_a_replay_of_the_kept_entries_gives_the_document()
     for round in 0..3_u16 {
         for number in 1..20 {
             submit(&committer, Edit::EnsurePeer(PeerRequest { keepalive: round, ..peer(number) })).unwrap();
-            submit(&committer, Edit::RemovePeer(peer_key(number / 2))).unwrap();
+            submit(
+                &committer,
+                Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(number / 2) },
+            )
+            .unwrap();
         }
     }
     let generations = shelf.generations();

@@ -6,7 +6,7 @@ use futures::executor::block_on;
 use overlayd::{
     clock::{BACKOFF_FIRST, BACKOFF_LAST, Clock, UnixTime},
     desired::{Edit, OverlayRequest, PeerRequest},
-    object::{EndpointSpec, Key, RouteSpec, Setting, Spec, Subsystem},
+    object::{EndpointSpec, Key, LinkKind, LinkSpec, RouteSpec, Setting, Spec, Subsystem},
     observed::{Observed, Owner},
     platform::{ActionError, sim::Fault},
     reconcile::{ledger::Condition, target::Scope, view::Round},
@@ -200,15 +200,23 @@ fn drift_of_one_object_touches_no_other() {
 
 #[test]
 fn an_edit_is_not_drift() {
-    let wider = OverlayRequest { slice: Some(cidr("10.200.4.0/26")), port: 51821, ..overlay() };
+    let wider = OverlayRequest { slice: Some(cidr("10.200.4.0/26").into()), port: 51821, ..overlay() };
     let renamed = OverlayRequest { instance: "1".parse().unwrap(), ..overlay() };
     let edits = [
         Edit::EnsurePeer(peer(9)),
         Edit::EnsurePeer(PeerRequest { keepalive: 3, ..peer(1) }),
         Edit::EnsurePeer(PeerRequest { endpoint: peer(8).endpoint, ..peer(1) }),
-        Edit::RemovePeer(peer_key(2)),
-        Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.201.0.2/32") },
-        Edit::RemoveAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.201.0.1/32") },
+        Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(2) },
+        Edit::EnsureAllowedIp {
+            scope: overlayd::desired::PeerScope::Node,
+            peer: peer_key(1),
+            allowed_ip: cidr("10.201.0.2/32"),
+        },
+        Edit::RemoveAllowedIp {
+            scope: overlayd::desired::PeerScope::Node,
+            peer: peer_key(1),
+            allowed_ip: cidr("10.201.0.1/32"),
+        },
         Edit::EnsureOverlay(wider),
         Edit::EnsureOverlay(renamed),
         Edit::RemoveOverlay,
@@ -408,7 +416,11 @@ fn an_allowed_ip_moves_in_one_step_and_is_never_nobodys() {
     for (loser, winner) in [(1, 2), (2, 1)] {
         let mut world = World::converged(2);
         let moving = cidr(&format!("10.201.0.{loser}/32"));
-        let round = world.apply(&Edit::EnsureAllowedIp { peer: peer_key(winner), allowed_ip: moving });
+        let round = world.apply(&Edit::EnsureAllowedIp {
+            scope: overlayd::desired::PeerScope::Node,
+            peer: peer_key(winner),
+            allowed_ip: moving,
+        });
         assert!(round.in_sync && !round.full, "{round:?}");
         // The loser's own change, if there is one, must not name the moving address: the kernel takes it in the winner's.
         assert_eq!(world.journal(), [format!("update {}", device_key(winner))]);
@@ -433,7 +445,7 @@ fn peers_that_swap_their_allowed_ips_need_one_step_each() {
 fn a_peer_that_comes_back_with_a_new_key_takes_its_addresses_over_before_the_old_one_goes() {
     let mut world = World::converged(2);
     world.edit(&Edit::EnsurePeer(PeerRequest { public_key: peer_key(50), ..peer(1) }));
-    world.edit(&Edit::RemovePeer(peer_key(1)));
+    world.edit(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(1) });
     let round = world.round();
     assert!(round.in_sync);
     assert_eq!(world.journal(), [format!("create {}", device_key(50)), format!("delete {}", device_key(1))]);
@@ -520,9 +532,13 @@ fn sessions_survive_every_edit_that_is_not_about_them() {
     }
     world.apply(&Edit::EnsurePeer(peer(4)));
     world.apply(&Edit::EnsurePeer(PeerRequest { keepalive: 1, ..peer(1) }));
-    world.apply(&Edit::EnsureAllowedIp { peer: peer_key(1), allowed_ip: cidr("10.201.0.2/32") });
-    world.apply(&Edit::EnsureOverlay(OverlayRequest { slice: Some(cidr("10.200.9.0/26")), ..overlay() }));
-    world.apply(&Edit::RemovePeer(peer_key(3)));
+    world.apply(&Edit::EnsureAllowedIp {
+        scope: overlayd::desired::PeerScope::Node,
+        peer: peer_key(1),
+        allowed_ip: cidr("10.201.0.2/32"),
+    });
+    world.apply(&Edit::EnsureOverlay(OverlayRequest { slice: Some(cidr("10.200.9.0/26").into()), ..overlay() }));
+    world.apply(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(3) });
     world.restart();
     world.round();
     let lost =
@@ -534,7 +550,7 @@ fn sessions_survive_every_edit_that_is_not_about_them() {
 fn a_peer_that_cannot_be_removed_stays_known_and_is_not_counted_as_drift() {
     let mut world = World::converged(2);
     world.kernel.break_object(device_key(1), refused());
-    let round = world.apply(&Edit::RemovePeer(peer_key(1)));
+    let round = world.apply(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(1) });
     assert!(!round.in_sync && !round.full);
     assert!(
         matches!(world.condition(&device_key(1)), Some(Condition::Failing { .. })),
@@ -555,7 +571,7 @@ fn a_peer_whose_creation_seemed_to_fail_and_that_is_then_removed_is_not_drift() 
     world.kernel.inject(Fault::FailAfter(ActionError::Timeout(1000)));
     world.apply(&Edit::EnsurePeer(peer(2)));
     assert!(world.seen(&device_key(2)).is_some());
-    world.edit(&Edit::RemovePeer(peer_key(2)));
+    world.edit(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(2) });
     let round = world.round();
     assert!(round.in_sync && round.drift.is_empty(), "{round:?}");
 }
@@ -627,4 +643,22 @@ fn a_peer_added_before_the_overlay_waits_in_the_document() {
     let resolved: Option<EndpointSpec> = endpoint("192.0.0.1:51820");
     world.apply(&Edit::EnsureOverlay(overlay()));
     assert_eq!(peer_spec(&world.seen(&device_key(1)).unwrap()).endpoint, resolved);
+}
+
+#[test]
+fn what_was_left_by_an_earlier_life_is_remembered_as_swept_and_what_an_edit_removes_is_not() {
+    let mut world = World::converged(1);
+    let stray = |number: u8| Key::Link(format!("zl-prod-0-x{number}-b").parse().unwrap());
+    let bridge = || Observed::ours(Spec::Link(LinkSpec::up(LinkKind::Bridge, 1420)));
+    world.kernel.node(|node| node.place(stray(1), bridge()));
+    world.round();
+    let swept =
+        |world: &World, after: u64| world.engine.view().read().swept.after(after).into_iter().collect::<Vec<_>>();
+    assert_eq!(swept(&world, 0), ["zl-prod-0-x1-b".parse().unwrap()]);
+    world.kernel.node(|node| node.place(stray(2), bridge()));
+    world.round();
+    assert_eq!(swept(&world, 1), ["zl-prod-0-x2-b".parse().unwrap()]);
+    world.apply(&Edit::RemoveOverlay);
+    assert!(world.seen(&link()).is_none());
+    assert_eq!(world.engine.view().read().swept.count(), 2);
 }

@@ -40,6 +40,7 @@ const ROOMS: &[Place] = &[
     place("platform", 3, "platform"),
     place("dns", 3, "dns"),
     place("nat", 3, "nat"),
+    place("proxy", 3, "proxy"),
     place("client", 3, "client"),
     // Whoever names the room without a module of it could mean any of them, so the room counts as its highest floor.
     place("reconcile", 4, "reconcile"),

@@ -3,15 +3,21 @@
 //! One binary on purpose: each further one would link the whole crate again.
 
 mod committer;
+mod desk;
 mod engine;
 mod floor_plan;
 mod house_rules;
+mod lives;
 mod plan_golden;
+mod ports;
 mod properties;
+mod proxy;
 mod runtime;
+mod scopes;
 mod script;
 mod scripts;
 mod secrets;
+mod segments;
 mod source;
 mod wire;
 mod world;

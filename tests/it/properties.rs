@@ -24,13 +24,13 @@ use overlayd::{
         explain::Diff,
         plan::plan,
         step::Plan,
-        target::{Facts, Scope, Target, places},
+        target::{Facts, Places, Scope, Target, places},
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::world::{
-    World, as_snapshot, cidr, device, device_key, document, edit, endpoint, foreign_link, mark, node_key, overlay,
+    World, as_snapshot, at, cidr, device, device_key, document, edit, endpoint, foreign_link, mark, node_key, overlay,
     peer, peer_key, target,
 };
 
@@ -70,6 +70,7 @@ fn peer_requests() -> impl Strategy<Value = PeerRequest> {
     let ips = proptest::collection::btree_set(networks(), 0..4);
     (peer_numbers(), endpoints, ips, select(vec![0, 25, u16::MAX]), any::<bool>()).prop_map(
         |(number, endpoint, allowed_ips, keepalive, advertises)| PeerRequest {
+            scope: overlayd::desired::PeerScope::Node,
             public_key: peer_key(number),
             endpoint: endpoint.map(|text| text.parse().unwrap()),
             allowed_ips,
@@ -111,12 +112,14 @@ fn overlays() -> impl Strategy<Value = OverlayRequest> {
         ("10.200.0.0/16", None),
         ("10.0.0.0/8", Some("10.200.3.0/26")),
         ("fd00:1::/32", Some("fd00:1:0:3::/64")),
+        ("10.200.0.0/16,fd00:1::/32", Some("10.200.3.0/26,fd00:1:0:3::/64")),
+        ("10.200.0.0/16,fd00:1::/32", Some("fd00:1:0:3::/64")),
     ]);
     (nets, select(vec!["0", "1"]), select(vec![51820, 51821]), any::<bool>()).prop_map(
         |((cluster, slice), instance, port, has_nat)| OverlayRequest {
             instance: instance.parse().unwrap(),
-            cluster: cidr(cluster),
-            slice: slice.map(cidr),
+            cluster: cluster.parse().unwrap(),
+            slice: slice.map(|text| text.parse().unwrap()),
             port,
             nat: has_nat.then(nat),
             ..overlay()
@@ -128,9 +131,9 @@ fn edits() -> impl Strategy<Value = Edit> {
     let one_ip = || (peer_numbers(), networks());
     prop_oneof![
         6 => peer_requests().prop_map(Edit::EnsurePeer),
-        2 => peer_numbers().prop_map(|number| Edit::RemovePeer(peer_key(number))),
-        3 => one_ip().prop_map(|(number, allowed_ip)| Edit::EnsureAllowedIp { peer: peer_key(number), allowed_ip }),
-        2 => one_ip().prop_map(|(number, allowed_ip)| Edit::RemoveAllowedIp { peer: peer_key(number), allowed_ip }),
+        2 => peer_numbers().prop_map(|number| Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(number) }),
+        3 => one_ip().prop_map(|(number, allowed_ip)| Edit::EnsureAllowedIp { scope: overlayd::desired::PeerScope::Node, peer: peer_key(number), allowed_ip }),
+        2 => one_ip().prop_map(|(number, allowed_ip)| Edit::RemoveAllowedIp { scope: overlayd::desired::PeerScope::Node, peer: peer_key(number), allowed_ip }),
         3 => overlays().prop_map(Edit::EnsureOverlay),
         1 => Just(Edit::RemoveOverlay),
         1 => any::<u64>().prop_map(Edit::SetNodeId),
@@ -149,7 +152,7 @@ fn edits() -> impl Strategy<Value = Edit> {
 fn make(document: &mut Document, edits: &[Edit]) {
     for wanted in edits {
         let next = document.generation() + 1;
-        if let Ok(change) = consider(document, wanted, next)
+        if let Ok(change) = consider(document, wanted, &at(next))
             && !change.mutations.is_empty()
         {
             document.absorb(next, &change.mutations);
@@ -220,7 +223,7 @@ fn altered(spec: &Spec, how: u8) -> Spec {
             _ => ruleset.links.clear(),
         },
         Spec::Member(member) => match how % 2 {
-            0 => member.port = Some("veth-9-s".parse().unwrap()),
+            0 => drop(member.ports.insert("veth-9-s".parse().unwrap())),
             _ => member.network = Some(NetworkId(9)),
         },
         Spec::Guest(guest) => guest.networks.clear(),
@@ -281,9 +284,9 @@ fn strangers(node: &SimNode) -> BTreeMap<Key, Observed> {
 }
 
 fn look(node: &SimNode, document: &Document) -> Snapshot {
-    let (links, keys) = places(document, &Facts::new(mark()));
+    let Places { links, keys, insides } = places(document, &Facts::new(mark()));
     let mut snapshot = Snapshot::default();
-    snapshot.absorb(node.observe(&Interest { subsystems: Subsystem::ALL.into(), links, keys, ..Interest::default() }));
+    snapshot.absorb(node.observe(&Interest { subsystems: Subsystem::ALL.into(), links, keys, insides }));
     snapshot
 }
 
@@ -305,9 +308,9 @@ proptest! {
     #[test]
     fn an_edit_taken_in_twice_changes_nothing_the_second_time(mut document in documents(), wanted in edits()) {
         let next = document.generation() + 1;
-        if let Ok(change) = consider(&document, &wanted, next) {
+        if let Ok(change) = consider(&document, &wanted, &at(next)) {
             document.absorb(next, &change.mutations);
-            let again = consider(&document, &wanted, next + 1).unwrap();
+            let again = consider(&document, &wanted, &at(next + 1)).unwrap();
             prop_assert_eq!(&again.mutations, &[], "{:?}", wanted);
             prop_assert_eq!(again.grant, change.grant);
         }
@@ -316,7 +319,7 @@ proptest! {
     #[test]
     fn what_an_edit_did_is_undone_by_its_inverse(document in documents(), wanted in edits()) {
         let next = document.generation() + 1;
-        if let Ok(change) = consider(&document, &wanted, next) {
+        if let Ok(change) = consider(&document, &wanted, &at(next)) {
             let mut changed = document.clone();
             let inverse = changed.inverse(&change.mutations);
             changed.absorb(next, &change.mutations);
@@ -328,7 +331,7 @@ proptest! {
     #[test]
     fn an_edit_that_is_not_the_overlays_names_every_object_that_it_changes(document in documents(), wanted in edits()) {
         let next = document.generation() + 1;
-        if let Ok(change) = consider(&document, &wanted, next)
+        if let Ok(change) = consider(&document, &wanted, &at(next))
             && let overlayd::desired::Touched::Keys(keys) = &change.touched
         {
             let facts = Facts::new(mark());
@@ -498,7 +501,7 @@ fn happen(world: &mut World, event: Event) {
         Event::Edit(wanted) => {
             let is_accepted = {
                 let document = world.document.read().unwrap();
-                consider(&document, &wanted, document.generation() + 1).is_ok()
+                consider(&document, &wanted, &at(document.generation() + 1)).is_ok()
             };
             if is_accepted {
                 world.apply(&wanted);

@@ -93,7 +93,7 @@ fn no_secret_shows_in_the_debug_form_of_the_document_and_its_edits() {
     let records = BTreeMap::from([(RecordKey::NodeKey.to_string(), bytes.clone())]);
     let contents = Contents { generation: 1, records, settled: 0 };
     let document = Document::from_contents(&contents).unwrap();
-    let change: Change = consider(&document, &ensure_overlay(), 2).unwrap();
+    let change: Change = consider(&document, &ensure_overlay(), &crate::world::at(2)).unwrap();
     assert!(matches!((&change.touched, &change.grant), (Touched::Everything, Grant::Device(_))));
     let overlay = change.mutations[0].record.as_ref().unwrap().encode();
     let writes = vec![
@@ -117,7 +117,8 @@ fn no_secret_shows_in_the_debug_form_of_the_core() {
     let own = Record::NodeKey(KeyPair::from_private(key())).encode();
     let mut contents = Contents::default();
     contents.records.insert(RecordKey::NodeKey.to_string(), own);
-    let overlay = consider(&Document::from_contents(&contents).unwrap(), &ensure_overlay(), 1).unwrap();
+    let overlay =
+        consider(&Document::from_contents(&contents).unwrap(), &ensure_overlay(), &crate::world::at(1)).unwrap();
     let record = overlay.mutations[0].record.as_ref().unwrap().encode();
     contents.records.insert(RecordKey::Overlay.to_string(), record);
     let document = Document::from_contents(&contents).unwrap();

@@ -2,14 +2,17 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, RwLock},
+    sync::{Arc, LazyLock, Mutex, RwLock},
     time::{Duration, Instant},
 };
 
 use futures::executor::block_on;
 use overlayd::{
     clock::{Clock, Now, UnixTime},
-    desired::{Change, Document, Edit, Mutation, OverlayRequest, PeerRequest, Record, RecordKey, Touched, consider},
+    desired::{
+        Change, Context, Document, Edit, Mutation, OverlayRequest, PeerRequest, PeerScope, Policy, Record, RecordKey,
+        Touched, consider,
+    },
     ids::{Cidr, IfName, WgPublicKey},
     object::{EndpointSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec, Spec},
     observed::{Observed, Snapshot},
@@ -57,8 +60,8 @@ pub fn overlay() -> OverlayRequest {
     OverlayRequest {
         deployment: "prod".parse().unwrap(),
         instance: "0".parse().unwrap(),
-        cluster: cidr("10.200.0.0/16"),
-        slice: Some(cidr("10.200.3.0/26")),
+        cluster: cidr("10.200.0.0/16").into(),
+        slice: Some(cidr("10.200.3.0/26").into()),
         port: 51820,
         host_adapter_mandatory: false,
         nat: None,
@@ -69,6 +72,7 @@ pub fn overlay() -> OverlayRequest {
 pub fn peer(number: u16) -> PeerRequest {
     let [high, low] = number.to_be_bytes();
     PeerRequest {
+        scope: PeerScope::Node,
         public_key: peer_key(number),
         endpoint: Some(format!("192.0.{high}.{low}:51820").parse().unwrap()),
         allowed_ips: BTreeSet::from([cidr(&format!("10.201.{high}.{low}/32"))]),
@@ -77,10 +81,16 @@ pub fn peer(number: u16) -> PeerRequest {
     }
 }
 
+/// What an edit is considered with at generation `next`, a million seconds after the epoch.
+pub fn at(next: u64) -> Context<'static> {
+    static POLICY: LazyLock<Policy> = LazyLock::new(Policy::default);
+    Context { next, now: UnixTime(1_000_000), policy: &POLICY }
+}
+
 /// Considers an edit and takes its change in; answers the change.
 pub fn edit(document: &mut Document, edit: &Edit) -> Change {
     let next = document.generation() + 1;
-    let change = consider(document, edit, next).unwrap_or_else(|refusal| panic!("{edit:?}: {refusal}"));
+    let change = consider(document, edit, &at(next)).unwrap_or_else(|refusal| panic!("{edit:?}: {refusal}"));
     if !change.mutations.is_empty() {
         document.absorb(next, &change.mutations);
     }

@@ -187,6 +187,16 @@ impl Node {
         node
     }
 
+    /// The network namespace of a process; it lives as long as this, also when the process is gone.
+    pub fn of_process(pid: i32) -> std::io::Result<Self> {
+        File::open(format!("/proc/{pid}/ns/net")).map(|namespace| Self { namespace })
+    }
+
+    /// The same namespace once more.
+    pub fn twin(&self) -> Self {
+        Self { namespace: self.namespace.try_clone().unwrap() }
+    }
+
     /// Runs the closure on a thread in this namespace.
     pub fn run<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> T {
         match self.spawn(body).join() {
@@ -218,24 +228,35 @@ impl Node {
 
     /// Joins two nodes by a veth pair named `wire` at both ends.
     pub fn wire(&self, other: &Node, own: IpAddr, others: IpAddr, prefix: u8) {
-        let far = other.namespace.try_clone().unwrap();
+        self.join("wire", other);
+        for (node, address) in [(self, own), (other, others)] {
+            node.add_address("wire", address, prefix);
+        }
+    }
+
+    pub fn add_address(&self, link: &str, address: IpAddr, prefix: u8) {
+        let link = link.to_owned();
+        self.block_on(move || async move { add_address(&link, address, prefix).await });
+    }
+
+    /// Joins two nodes by a veth pair with one name at both ends, and sets both up.
+    pub fn join(&self, name: &str, other: &Node) {
+        let (far, link) = (other.namespace.try_clone().unwrap(), name.to_owned());
         self.block_on(move || async move {
             let (connection, handle, _) = rtnetlink::new_connection().unwrap();
             tokio::spawn(connection);
             let mut peer = LinkMessage::default();
-            peer.attributes.push(LinkAttribute::IfName("wire".into()));
+            peer.attributes.push(LinkAttribute::IfName(link.clone()));
             peer.attributes.push(LinkAttribute::NetNsFd(far.as_raw_fd()));
             let veth = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-                .name("wire")
+                .name(link)
                 .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
                 .build();
             handle.link().add(veth).execute().await.unwrap();
         });
-        for (node, address) in [(self, own), (other, others)] {
-            node.block_on(move || async move {
-                add_address("wire", address, prefix).await;
-                set_up_link("wire").await;
-            });
+        for node in [self, other] {
+            let link = name.to_owned();
+            node.block_on(move || async move { set_up_link(&link).await });
         }
     }
 }

@@ -13,17 +13,18 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use overlayd::{
     action::Action,
-    ids::{Cidr, IfName, WgPublicKey},
+    ids::{Cidr, IfName, Netns, WgPublicKey},
     object::{
-        DeviceSpec, EndpointSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem,
+        DeviceSpec, EndpointSpec, FileSpec, InsideRoute, InsideSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec,
+        RouteSpec, Setting, Spec, Subsystem, VethPeer,
     },
-    observed::{Coverage, Observation, Observed, Owner},
+    observed::{Coverage, Neighbour, Observation, Observed, Owner},
     platform::{
         ActionError, Hint, Interest, Kernel,
-        linux::{DataPlane, DataPlaneChoice, LinuxKernel, LinuxOptions, host_candidates},
+        linux::{DataPlane, DataPlaneChoice, LinuxKernel, LinuxOptions, host_candidates, netns},
     },
     secret::PrivateKey,
 };
@@ -38,6 +39,14 @@ use rtnetlink::{
 };
 
 mod base;
+mod bridge;
+mod container;
+mod containers;
+mod files;
+mod firewall;
+mod firewall_matrix;
+mod firewall_town;
+mod notifications;
 mod wireguard;
 
 /// Longest wait for something that the kernel does by itself.
@@ -85,12 +94,7 @@ fn witness() -> Handle {
 }
 
 fn options(mark: Mark) -> LinuxOptions {
-    LinuxOptions {
-        mark,
-        data_plane: DataPlaneChoice::Auto,
-        uapi_dir: PathBuf::from("/run/overlayd-test"),
-        capture: None,
-    }
+    LinuxOptions::new(mark, DataPlaneChoice::Auto, PathBuf::from("/run/overlayd-test"))
 }
 
 fn open() -> LinuxKernel {
@@ -172,7 +176,7 @@ async fn find_link(witness: &Handle, link: &str) -> Option<LinkMessage> {
     found.try_next().await.ok().flatten()
 }
 
-async fn index_of(witness: &Handle, link: &str) -> u32 {
+pub async fn index_of(witness: &Handle, link: &str) -> u32 {
     find_link(witness, link).await.unwrap().header.index
 }
 

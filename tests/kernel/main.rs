@@ -6,6 +6,8 @@
 
 mod agent;
 mod agent_process;
+mod container;
+mod containers;
 mod demo;
 mod device;
 mod device_life;
@@ -15,5 +17,6 @@ mod linux;
 mod overlay;
 mod overlay_node;
 mod overlay_ping;
+mod probe;
 mod tunnel;
 mod witness;

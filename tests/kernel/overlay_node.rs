@@ -52,7 +52,15 @@ pub struct OverlayNode {
     state_dir: PathBuf,
     /// More arguments of `overlayd run`.
     pub flags: Vec<String>,
+    /// Capabilities that its agent is started without, by number.
+    pub lacking: Vec<libc::c_ulong>,
     agent: Option<Child>,
+}
+
+/// Takes a capability out of what this process and its programs can ever have.
+fn drop_capability(capability: libc::c_ulong) -> libc::c_int {
+    // SAFETY: takes a number and touches no memory.
+    unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }
 }
 
 /// Waits until `is_so`; panics with `what` when it takes longer than [`PATIENCE`]. Answers how long it took.
@@ -75,6 +83,14 @@ fn chosen_plane() -> String {
     std::env::var(PLANE_VARIABLE).unwrap_or_else(|_| "auto".into())
 }
 
+/// Before Linux 6.17 IPv6 is forwarded for all links or none, and the agent leaves that to the host's administrator: who is the test.
+fn forward_ipv6_where_only_the_host_can() {
+    let settings = std::path::Path::new("/proc/sys/net/ipv6/conf");
+    if settings.exists() && !settings.join("lo/force_forwarding").exists() {
+        std::fs::write(settings.join("all/forwarding"), "1").unwrap();
+    }
+}
+
 impl OverlayNode {
     pub fn new(name: &str) -> Self {
         Self::within(Node::new(), name, name)
@@ -84,11 +100,13 @@ impl OverlayNode {
     pub fn within(node: Node, name: &str, state: &str) -> Self {
         let state_dir = PathBuf::from(format!("/run/{state}-state"));
         std::fs::create_dir_all(&state_dir).unwrap();
+        node.run(forward_ipv6_where_only_the_host_can);
         Self {
             node,
             name: name.to_owned(),
             state_dir: std::fs::canonicalize(state_dir).unwrap(),
             flags: vec!["--resync-secs=3600".into()],
+            lacking: Vec::new(),
             agent: None,
         }
     }
@@ -125,6 +143,14 @@ impl OverlayNode {
         command.args(["run", "--data-plane", &chosen_plane(), "--log", "debug", "--socket"]);
         command.arg(self.socket()).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        for capability in self.lacking.clone() {
+            let drop_it = move || match drop_capability(capability) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            };
+            // SAFETY: one system call between fork and exec.
+            unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, drop_it) };
+        }
         let child = self.node.run(move || command.spawn());
         assert!(self.agent.is_none());
         self.agent = Some(child.unwrap());

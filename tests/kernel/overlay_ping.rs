@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -48,8 +48,14 @@ impl Pinger {
     }
 }
 
+/// Tells the requests of one sender from those of all others: raw sockets of one namespace hear each other's replies.
+pub fn identity() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    u64::from(std::process::id()) << 32 | NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// A raw ICMP socket; it has no ports, all else is as with UDP.
-fn icmp(to: IpAddr) -> UdpSocket {
+pub fn icmp(to: IpAddr) -> UdpSocket {
     let (family, protocol) = match to {
         IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp),
         IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6),
@@ -60,7 +66,7 @@ fn icmp(to: IpAddr) -> UdpSocket {
 }
 
 /// An echo request with a number and the address of the sender's stack as identity (RFC 792, RFC 4443).
-fn request(to: IpAddr, number: u64, identity: u64) -> [u8; 24] {
+pub fn request(to: IpAddr, number: u64, identity: u64) -> [u8; 24] {
     let mut packet = [0; 24];
     packet[0] = if to.is_ipv4() { 8 } else { 128 };
     packet[8..16].copy_from_slice(&identity.to_be_bytes());
@@ -78,7 +84,7 @@ fn request(to: IpAddr, number: u64, identity: u64) -> [u8; 24] {
 }
 
 /// The number in a reply to one of our requests.
-fn reply(to: IpAddr, packet: &[u8], identity: u64) -> Option<u64> {
+pub fn reply(to: IpAddr, packet: &[u8], identity: u64) -> Option<u64> {
     // IPv4 hands the IP header up with the packet.
     let (packet, kind) = if to.is_ipv4() { (packet.get(20..)?, 0) } else { (packet, 129) };
     let of = u64::from_be_bytes(packet.get(8..16)?.try_into().ok()?);
@@ -88,7 +94,7 @@ fn reply(to: IpAddr, packet: &[u8], identity: u64) -> Option<u64> {
 
 fn flood(to: IpAddr, pause: Duration, stop: &AtomicBool) -> Pings {
     let socket = icmp(to);
-    let identity = u64::from(std::process::id()) << 32 | u64::from(u32::from(to.is_ipv4()));
+    let identity = identity();
     let mut pings = Pings::default();
     let mut waiting: BTreeMap<u64, Instant> = BTreeMap::new();
     let (mut next, mut ended) = (Instant::now(), None);
@@ -125,8 +131,7 @@ fn flood(to: IpAddr, pause: Duration, stop: &AtomicBool) -> Pings {
 /// The time until the first reply, or `None` when there is none within `limit`.
 pub fn first_reply(node: &Node, to: IpAddr, limit: Duration) -> Option<Duration> {
     node.run(move || {
-        let (socket, begin) = (icmp(to), Instant::now());
-        let identity = u64::from(std::process::id()) << 32 | 0xffff;
+        let (socket, begin, identity) = (icmp(to), Instant::now(), identity());
         let mut number = 0;
         while begin.elapsed() < limit {
             // Refused while the way is not there yet.

@@ -206,7 +206,7 @@ impl Node {
         let document = crate::cli::node::read_document(&self.state_dir())?;
         Ok(Victims {
             device: document.device_name().ok_or("the document has no overlay")?,
-            address: document.node_address().ok_or("the document has no node address")?.on_device,
+            address: document.node_addresses().first().ok_or("the document has no node address")?.on_device,
             peer: *document.peers().keys().next().ok_or("the document has no peer")?,
         })
     }

@@ -3,7 +3,7 @@ use std::sync::{Mutex, PoisonError};
 use prometheus::{Registry, TextEncoder};
 
 use super::{loops::Loop, node::Node, registrar::Registrar, socket::Socket};
-use crate::reconcile::view::View;
+use crate::{desired::Document, reconcile::view::View};
 
 /// Every figure of the process.
 pub struct Metrics {
@@ -24,9 +24,9 @@ impl Metrics {
     }
 
     /// The page, with the gauges as they are now.
-    pub fn render(&self, generation: u64, view: &View) -> String {
+    pub fn render(&self, document: &Document, view: &View) -> String {
         let _one_at_a_time = self.page.lock().unwrap_or_else(PoisonError::into_inner);
-        self.node.refresh(generation, view);
+        self.node.refresh(document, view);
         let mut page = String::new();
         if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut page) {
             tracing::error!(%error, "the metrics page could not be written");

@@ -2,6 +2,7 @@ use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::registrar::Registrar;
 use crate::{
+    desired::{AddressCounts, Document},
     object::{Key, Subsystem},
     observed::Snapshot,
     reconcile::{ledger::Condition, view::View},
@@ -14,6 +15,10 @@ pub struct Node {
     converged_generation: IntGauge,
     objects: IntGaugeVec,
     errors_current: IntGaugeVec,
+    segments: IntGauge,
+    attachments: IntGauge,
+    addresses: IntGaugeVec,
+    published_ports: IntGauge,
     peer_sent: IntCounterVec,
     peer_received: IntCounterVec,
     peer_handshake: IntGaugeVec,
@@ -35,6 +40,14 @@ impl Node {
                 "Objects that are failing or blocked, by kind.",
                 &["kind"],
             ),
+            segments: registrar.gauge("overlayd_segments", "Services that have a segment on this node."),
+            attachments: registrar.gauge("overlayd_attachments", "Containers, guests and host-shared workloads."),
+            addresses: registrar.gauges(
+                "overlayd_addresses",
+                "Overlay addresses that are not free, by state: attached, reserved, resting.",
+                &["state"],
+            ),
+            published_ports: registrar.gauge("overlayd_published_ports", "Ports of the host that lead to containers."),
             peer_sent: registrar.counters("wireguard_sent_bytes_total", "Bytes sent to the peer.", peer_labels),
             peer_received: registrar.counters(
                 "wireguard_received_bytes_total",
@@ -50,9 +63,18 @@ impl Node {
     }
 
     /// Brings the gauges to what is known of the node.
-    pub fn refresh(&self, generation: u64, view: &View) {
+    pub fn refresh(&self, document: &Document, view: &View) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.segments.set(number(document.segments().len()));
+        self.attachments.set(number(document.attachments().len()));
+        let AddressCounts { attached, reserved, resting } = document.address_counts();
+        for (state, count) in [("attached", attached), ("reserved", reserved), ("resting", resting)] {
+            self.addresses.with_label_values(&[state]).set(number(count));
+        }
+        let published = document.attachments().values().map(|attachment| attachment.forwards.len()).sum();
+        self.published_ports.set(number(published));
         self.in_sync.set(i64::from(view.progress.in_sync));
-        self.desired_generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.desired_generation.set(i64::try_from(document.generation()).unwrap_or(i64::MAX));
         self.converged_generation.set(i64::try_from(view.progress.converged).unwrap_or(i64::MAX));
         let counts = view.ledger.counts();
         for part in Subsystem::ALL {

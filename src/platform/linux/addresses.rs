@@ -7,7 +7,10 @@
 //!
 //! `IFA_F_NOPREFIXROUTE` is always set: otherwise the kernel adds a route to the prefix that nobody wrote into a document.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
@@ -30,9 +33,9 @@ use crate::{
     platform::ActionError,
 };
 
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
-const RTM_GETADDR: u16 = 22;
+pub(super) const RTM_NEWADDR: u16 = 20;
+pub(super) const RTM_DELADDR: u16 = 21;
+pub(super) const RTM_GETADDR: u16 = 22;
 /// `ifaddrmsg` in bytes: family, prefix length, flags and scope in one byte each, then the index (linux/if_addr.h).
 const IFADDR: usize = 8;
 const IFA_ADDRESS: u16 = 1;
@@ -40,6 +43,9 @@ const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
 const IFA_PROTO: u16 = 11;
 const LOOPBACK_INDEX: u32 = 1;
+
+/// The next hop that containers have for the overlay in IPv6: `fe80::1`, the same on every link of ours.
+const GATEWAY_OF_NODE: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// Up to so many links are asked for one by one; above it one dump of each family is cheaper.
 const FILTER_LINKS_MAX: usize = 4;
@@ -111,7 +117,8 @@ pub(super) async fn dump(route: &mut Channel, links: &[&FoundLink]) -> Result<Du
         }
     }
     // Kernels before 4.20 know no filter and answer with everything, each time.
-    all.items.retain(|found| links.iter().any(|link| link.index == found.index));
+    let indexes: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
+    all.items.retain(|found| indexes.contains(&found.index));
     Ok(all)
 }
 
@@ -157,9 +164,19 @@ fn release_has_protocol() -> bool {
     (numbers.next(), numbers.next()) >= (Some(5), Some(18))
 }
 
+/// True for the link-local address that the kernel gives to a link by itself. Ours is told by its protocol or, where the kernel has none
+/// (5.18), by being the one that we use: the kernel derives its own from the hardware address.
+pub(super) fn is_kernels_own(found: &FoundAddress) -> bool {
+    let ours = match found.protocol {
+        Some(protocol) => protocol == ADDRESS_PROTOCOL,
+        None => found.net.addr() == IpAddr::V6(GATEWAY_OF_NODE),
+    };
+    normalise::is_kernel_made(&found.net.addr()) && !ours
+}
+
 /// The address as an observed object; `None` for what the kernel makes by itself and nobody wants reported.
 pub(super) fn observed(found: &FoundAddress, kernel_has_protocol: bool) -> Option<Observed> {
-    if normalise::is_kernel_made(&found.net.addr()) {
+    if is_kernels_own(found) {
         return None;
     }
     let owner = match (found.protocol, found.far) {
@@ -174,14 +191,16 @@ pub(super) fn observed(found: &FoundAddress, kernel_has_protocol: bool) -> Optio
     Some(Observed { spec: Spec::Address, owner, stats: None })
 }
 
-fn request(link: &FoundLink, net: IpNet) -> AddressMessage {
+/// The fields that tell an address apart from every other.
+pub(super) fn request(index: u32, net: IpNet) -> AddressMessage {
     let mut request = AddressMessage::default();
     request.header.family = match net {
         IpNet::V4(_) => AddressFamily::Inet,
         IpNet::V6(_) => AddressFamily::Inet6,
     };
-    request.header.index = link.index;
+    request.header.index = index;
     request.header.prefix_len = net.prefix_len();
+    // The kernel finds the scope of an IPv6 address by itself.
     request.header.scope = AddressScope::Universe;
     request.attributes.push(AddressAttribute::Local(net.addr()));
     request.attributes.push(AddressAttribute::Address(net.addr()));
@@ -190,7 +209,7 @@ fn request(link: &FoundLink, net: IpNet) -> AddressMessage {
 
 /// Puts an address on a link whose mark was seen. One that is there already, whoever made it, is what was wanted.
 pub(super) async fn create(route: &mut Channel, link: &FoundLink, net: IpNet) -> Result<(), ActionError> {
-    let mut request = request(link, net);
+    let mut request = request(link.index, net);
     // A tunnel has no neighbours that could answer a duplicate address probe.
     request.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute | AddressFlags::Nodad));
     // Kernels before 5.18 ignore it.
@@ -221,7 +240,7 @@ pub(super) async fn delete(
             }
         }
     }
-    match route.change(RTM_DELADDR, 0, &request(link, net), CALL_LIMIT).await {
+    match route.change(RTM_DELADDR, 0, &request(link.index, net), CALL_LIMIT).await {
         Ok(()) => Ok(()),
         Err(fault) if fault.is_gone() => Ok(()),
         Err(fault) => Err(fault.to_action(&what)),

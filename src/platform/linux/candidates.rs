@@ -80,7 +80,7 @@ mod tests {
     }
 
     fn link(name: &str) -> FoundLink {
-        FoundLink { index: 2, name: name.to_owned(), kind: String::new(), mtu: 1500, up: true, group: 0 }
+        FoundLink { index: 2, name: name.to_owned(), mtu: 1500, up: true, ..FoundLink::default() }
     }
 
     #[test]

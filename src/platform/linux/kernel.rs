@@ -6,7 +6,12 @@
 //!
 //! The data plane is a property of each *link* (its kind says which), not of the process: after a kernel upgrade both can be present.
 
-use std::{collections::BTreeSet, io, path::PathBuf, sync::mpsc::Sender};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::mpsc::Sender,
+};
 
 use futures::stream::{self, BoxStream, StreamExt};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -14,18 +19,21 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use super::{
     addresses,
     errno::Fault,
+    files,
+    inside::Visits,
     links::{self, FoundLink, KIND_TUN, KIND_WIREGUARD},
-    monitor::{Monitor, SharedScope},
+    monitor::{Busy, Monitor},
+    nft::{Firewall, Watch},
     routes,
     socket::Channel,
-    sysctls,
+    surroundings, sysctls,
     userspace::Userspace,
     wireguard::WireGuard,
 };
 use crate::{
     action::Action,
     ids::{Cidr, IfName},
-    object::{Key, LinkKind, LinkSpec, Mark, RouteSpec, Setting, Spec},
+    object::{Key, Mark, RouteSpec, Setting, Spec, VethPeer},
     observed::Observation,
     platform::{ActionError, Hint, Interest, Kernel, ObserveError},
 };
@@ -48,19 +56,25 @@ pub enum DataPlaneChoice {
     Userspace,
 }
 
+const RUN_DIR: &str = "/run";
+
 #[derive(Debug, Clone)]
 pub struct LinuxOptions {
     pub mark: Mark,
     pub data_plane: DataPlaneChoice,
     /// Directory of the userspace devices' UAPI sockets.
     pub uapi_dir: PathBuf,
+    /// Where other programs keep what they know at run time: `/run`.
+    pub run_dir: PathBuf,
+    /// Make firewall tables that belong to no socket, as on a kernel before 6.9: for tests only.
+    pub plain_tables: bool,
     /// Gets every WireGuard configuration message as sent, private keys included: for tests only.
     pub capture: Option<Sender<Vec<u8>>>,
 }
 
 impl LinuxOptions {
     pub fn new(mark: Mark, data_plane: DataPlaneChoice, uapi_dir: PathBuf) -> Self {
-        Self { mark, data_plane, uapi_dir, capture: None }
+        Self { mark, data_plane, uapi_dir, run_dir: PathBuf::from(RUN_DIR), plain_tables: false, capture: None }
     }
 }
 
@@ -70,11 +84,17 @@ pub struct LinuxKernel {
     pub(super) route: Channel,
     pub(super) wireguard: WireGuard,
     pub(super) userspace: Userspace,
-    pub(super) scope: SharedScope,
-    choice: DataPlaneChoice,
+    /// The way into containers.
+    pub(super) visits: Visits,
+    /// Where veths of ours lead, by the index of the host's end and the number of the far end's namespace.
+    pub(super) peers: BTreeMap<(u32, i32), VethPeer>,
+    pub(super) monitor: Monitor,
+    pub(super) firewall: Firewall,
+    pub(super) run_dir: PathBuf,
+    pub(super) choice: DataPlaneChoice,
     /// Whether addresses tell who made them; `None` until it was looked at.
     address_protocol: Option<bool>,
-    monitor: Option<Monitor>,
+    watch: Option<Watch>,
 }
 
 impl LinuxKernel {
@@ -83,18 +103,21 @@ impl LinuxKernel {
     /// # Errors
     /// When a netlink socket cannot be opened.
     pub fn open(options: LinuxOptions) -> io::Result<Self> {
-        let scope = SharedScope::default();
         let route = Channel::open(NETLINK_ROUTE)?;
-        scope.lock().own_port = route.port();
+        let firewall = Firewall::open(options.mark, options.plain_tables)?;
         Ok(Self {
             mark: options.mark,
-            monitor: Some(Monitor::open(options.mark, scope.clone())?),
+            monitor: Monitor::open(options.mark, route.port())?,
             wireguard: WireGuard::open(options.capture)?,
             userspace: Userspace::new(&options.uapi_dir, options.mark)?,
+            watch: Some(firewall.watch()?),
+            firewall,
             choice: options.data_plane,
             address_protocol: None,
+            visits: Visits::new(),
+            peers: BTreeMap::new(),
+            run_dir: options.run_dir,
             route,
-            scope,
         })
     }
 
@@ -130,12 +153,18 @@ impl LinuxKernel {
                 };
                 match action {
                     Action::Create { .. } | Action::Update { .. } => {
+                        self.monitor.expect_address(found.index, *address);
                         addresses::create(&mut self.route, &found, *address).await
                     }
                     Action::Delete { .. } => {
                         let what = format!("remove address {address} from {link}");
                         let told = self.has_address_protocol().await.map_err(|fault| fault.to_action(&what))?;
-                        addresses::delete(&mut self.route, &found, link, *address, told).await
+                        self.monitor.expect_no_address(found.index, *address);
+                        self.monitor.begin(Busy::Addressing(found.index));
+                        let outcome = addresses::delete(&mut self.route, &found, link, *address, told).await;
+                        self.monitor.drain();
+                        self.monitor.end();
+                        outcome
                     }
                 }
             }
@@ -143,59 +172,16 @@ impl LinuxKernel {
             Key::Sysctl { link, setting } => self.execute_sysctl(link, *setting, action).await,
             Key::Device(device) => self.execute_device(device, action).await,
             Key::Peer { .. } => unreachable!("peers are executed in batches"),
-            Key::Inside(_) | Key::Ruleset | Key::Member(_) | Key::Guest(_) | Key::File(_) => {
-                Err(ActionError::Unsupported("being built".into()))
-            }
+            Key::Inside(veth) => self.execute_inside(veth, action).await,
+            Key::File(path) => files::execute(self.mark, path, action),
+            Key::Ruleset => self.firewall.execute_ruleset(action).await,
+            Key::Member(_) => unreachable!("members are executed in batches"),
+            Key::Guest(family) => self.firewall.execute_guest(*family, action).await,
         }
     }
 
-    async fn ours(&mut self, name: &IfName) -> Result<FoundLink, ActionError> {
+    pub(super) async fn ours(&mut self, name: &IfName) -> Result<FoundLink, ActionError> {
         links::find_ours(&mut self.route, self.mark, name).await
-    }
-
-    async fn execute_link(&mut self, name: &IfName, action: &Action) -> Result<(), ActionError> {
-        match action {
-            Action::Create { spec, .. } => {
-                let spec = link_spec(spec)?;
-                let link = self.create_link(name, spec).await?;
-                self.scope.lock().indexes.insert(link.index);
-                links::settle(&mut self.route, self.mark, &link, spec).await?;
-                links::label(&mut self.route, self.mark, &link).await;
-                Ok(())
-            }
-            Action::Update { to, .. } => {
-                let link = self.ours(name).await?;
-                links::settle(&mut self.route, self.mark, &link, link_spec(to)?).await
-            }
-            Action::Delete { .. } => match self.ours(name).await {
-                Ok(link) => links::delete(&mut self.route, &link).await,
-                Err(ActionError::Gone(_)) => Ok(()),
-                Err(error) => Err(error),
-            },
-        }
-    }
-
-    async fn create_link(&mut self, name: &IfName, spec: &LinkSpec) -> Result<FoundLink, ActionError> {
-        match &spec.kind {
-            LinkKind::WireGuard => {}
-            LinkKind::Bridge | LinkKind::Veth => return Err(ActionError::Unsupported("being built".into())),
-            LinkKind::Other(kind) => return Err(ActionError::Failed(format!("overlayd does not make {kind} links"))),
-        }
-        if self.choice != DataPlaneChoice::Userspace {
-            match links::create_wireguard(&mut self.route, self.mark, name, spec).await {
-                Err(ActionError::Unsupported(reason)) if self.choice == DataPlaneChoice::Auto => {
-                    tracing::debug!(link = %name, reason, "kernel WireGuard is not here; userspace carries the link");
-                }
-                outcome => return outcome,
-            }
-        }
-        match links::find(&mut self.route, name).await {
-            Ok(None) => self.userspace.create_link(name, spec)?,
-            // Ours is what was wanted; a stranger's is told by the look below.
-            Ok(Some(_)) => {}
-            Err(fault) => return Err(fault.to_action(&format!("find link {name}"))),
-        }
-        self.ours(name).await
     }
 
     async fn execute_route(&mut self, destination: &Cidr, metric: u32, action: &Action) -> Result<(), ActionError> {
@@ -210,7 +196,14 @@ impl LinuxKernel {
     async fn execute_sysctl(&mut self, link: &IfName, setting: Setting, action: &Action) -> Result<(), ActionError> {
         match action.result() {
             Some(Spec::Sysctl(value)) => {
-                self.ours(link).await?;
+                let found = self.ours(link).await;
+                if let Err(ActionError::Stranger(_)) = &found
+                    && surroundings::may_set(setting, *value)
+                    && surroundings::is_uplink(&mut self.route, self.mark, link).await?
+                {
+                    return sysctls::write(link, setting, *value);
+                }
+                found?;
                 sysctls::write(link, setting, *value)
             }
             Some(_) => Err(ActionError::Failed("a setting's action must carry a value".into())),
@@ -268,6 +261,10 @@ impl Kernel for LinuxKernel {
                 let (batch, after) = rest.split_at(batch_length(rest, device));
                 outcomes.extend(self.execute_peers(device, batch).await);
                 rest = after;
+            } else if let Key::Member(_) = first.key() {
+                let (batch, after) = rest.split_at(member_batch_length(rest));
+                outcomes.extend(self.firewall.execute_members(batch).await);
+                rest = after;
             } else {
                 outcomes.push(self.execute_one(first).await);
                 rest = &rest[1..];
@@ -277,10 +274,10 @@ impl Kernel for LinuxKernel {
     }
 
     fn hints(&mut self) -> BoxStream<'static, Hint> {
-        match self.monitor.take() {
-            Some(monitor) => monitor.into_stream(),
-            None => stream::pending().boxed(),
-        }
+        let Some(watch) = self.watch.take() else {
+            return stream::pending().boxed();
+        };
+        stream::select(self.monitor.stream(), watch.into_stream()).boxed()
     }
 }
 
@@ -306,18 +303,18 @@ fn batch_length(actions: &[Action], device: &IfName) -> usize {
         .count()
 }
 
+/// How many actions at the beginning of `actions` are of different members.
+fn member_batch_length(actions: &[Action]) -> usize {
+    let mut seen = BTreeSet::new();
+    let is_new = |action: &&Action| matches!(action.key(), Key::Member(address) if seen.insert(*address));
+    actions.iter().take_while(is_new).count()
+}
+
 fn plane(link: &FoundLink) -> Option<DataPlane> {
     match link.kind.as_str() {
         KIND_WIREGUARD => Some(DataPlane::Kernel),
         KIND_TUN => Some(DataPlane::Userspace),
         _ => None,
-    }
-}
-
-fn link_spec(spec: &Spec) -> Result<&LinkSpec, ActionError> {
-    match spec {
-        Spec::Link(link) => Ok(link),
-        _ => Err(ActionError::Failed("a link's action must carry a link".into())),
     }
 }
 

@@ -1,51 +1,53 @@
-//! Links: found by one dump or by name, made with their mark, changed only while they carry it.
+//! Links as the kernel describes them: found by one dump, by name or by index.
 //!
-//! Owns the link group check that stands before every change of anything that hangs on a link. Leaves WireGuard devices behind the
-//! links to [`wireguard`](super::wireguard).
+//! Owns the link group check that stands before every change of anything that hangs on a link. Leaves changing links to
+//! [`link_changes`](super::link_changes).
 //!
-//! Upholds I-03, I-04 (the group is in the create request), A38 (found by name each time, changed by index).
+//! Upholds I-03, A38 (found by name each time, changed by index).
 //!
-//! An alias in a create request is ignored by the kernel, so it is set afterwards; it is for people and proves nothing.
+//! A veth's far end is told by two numbers: its index there, and the number that *our* namespace has for the other one. Which container that
+//! is stands nowhere in the dump; see [`inside`](super::inside).
 
-use std::time::Duration;
-
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_core::NlasIterator;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use nix::errno::Errno;
 
 use super::{
     answer::{Dump, u32_at},
     errno::Fault,
-    socket::{CALL_LIMIT, Channel},
+    socket::Channel,
 };
 use crate::{
     ids::IfName,
-    object::Spec,
-    object::{LinkKind, LinkSpec, Mark},
-    observed::{Observed, Owner},
+    object::{LinkKind, LinkSpec, Mark, VethPeer},
     platform::ActionError,
 };
 
-const RTM_NEWLINK: u16 = 16;
-const RTM_DELLINK: u16 = 17;
-const RTM_GETLINK: u16 = 18;
+pub(super) const RTM_NEWLINK: u16 = 16;
+pub(super) const RTM_DELLINK: u16 = 17;
+pub(super) const RTM_GETLINK: u16 = 18;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_GROUP: u16 = 27;
+const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_BR_STP_STATE: u16 = 5;
 /// `ifinfomsg` in bytes; index and flags stand at 4 and 8 (linux/rtnetlink.h).
 pub(super) const IFINFO: usize = 16;
 const IFF_UP: u32 = 1;
-/// The kernel waits for RCU grace periods when it takes a device with thousands of peers apart.
-const DELETE_LIMIT: Duration = Duration::from_secs(30);
 
-/// The kernel's word for a kernel WireGuard device, and for a TUN.
+/// The kernel's words for the kinds of links that we make.
 pub(super) const KIND_WIREGUARD: &str = "wireguard";
 pub(super) const KIND_TUN: &str = "tun";
+pub(super) const KIND_BRIDGE: &str = "bridge";
+pub(super) const KIND_VETH: &str = "veth";
 
 /// A link as the kernel describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct FoundLink {
     pub(super) index: u32,
     /// Not an [`IfName`]: other programs' links may have any bytes.
@@ -55,6 +57,14 @@ pub(super) struct FoundLink {
     pub(super) mtu: u32,
     pub(super) up: bool,
     pub(super) group: u32,
+    /// Index of the bridge (or what else has ports) that it is a port of.
+    pub(super) master: Option<u32>,
+    /// Of a bridge: whether the spanning tree protocol runs.
+    pub(super) stp: bool,
+    /// Of a veth: index of the far end, in the far end's namespace.
+    pub(super) far_index: u32,
+    /// Of a veth: number of the far end's namespace as seen from this one; `None` when it is this one.
+    pub(super) far_nsid: Option<i32>,
 }
 
 impl FoundLink {
@@ -62,21 +72,22 @@ impl FoundLink {
         self.group == mark.link_group()
     }
 
-    pub(super) fn spec(&self, mark: Mark) -> LinkSpec {
+    /// `master` and `peer` are what the indexes stand for, as far as it is known.
+    pub(super) fn spec(&self, mark: Mark, master: Option<IfName>, peer: Option<VethPeer>) -> LinkSpec {
         let kind = match self.kind.as_str() {
             KIND_WIREGUARD => LinkKind::WireGuard,
             KIND_TUN if self.is_ours(mark) => LinkKind::WireGuard,
+            KIND_BRIDGE => LinkKind::Bridge,
+            KIND_VETH => LinkKind::Veth,
             other => LinkKind::Other(other.to_owned()),
         };
-        LinkSpec { kind, mtu: self.mtu, up: self.up, master: None, stp: false, peer: None }
+        LinkSpec { kind, mtu: self.mtu, up: self.up, master, stp: self.stp, peer }
     }
 
-    pub(super) fn observed(&self, mark: Mark) -> Observed {
-        Observed {
-            spec: Spec::Link(self.spec(mark)),
-            owner: if self.is_ours(mark) { Owner::Ours } else { Owner::Stranger(self.described()) },
-            stats: None,
-        }
+    /// True when nothing differs that a [`LinkSpec`] tells. Counters, carrier and the like change all the time.
+    pub(super) fn is_in_state_of(&self, other: &FoundLink) -> bool {
+        let state = |link: &FoundLink| (link.index, link.mtu, link.up, link.group, link.master, link.stp);
+        state(self) == state(other) && self.name == other.name && self.kind == other.kind
     }
 
     /// What a link that is not ours is, for the person who has to resolve it.
@@ -95,14 +106,7 @@ pub(super) fn parse(kind: u16, body: &[u8]) -> Option<FoundLink> {
     if kind != RTM_NEWLINK && kind != RTM_DELLINK {
         return None;
     }
-    let mut link = FoundLink {
-        index: u32_at(body, 4)?,
-        name: String::new(),
-        kind: String::new(),
-        mtu: 0,
-        up: u32_at(body, 8)? & IFF_UP != 0,
-        group: 0,
-    };
+    let mut link = FoundLink { index: u32_at(body, 4)?, up: u32_at(body, 8)? & IFF_UP != 0, ..FoundLink::default() };
     let text = |value: &[u8]| String::from_utf8_lossy(value).trim_end_matches('\0').to_owned();
     for attribute in NlasIterator::new(body.get(IFINFO..)?) {
         let attribute = attribute.ok()?;
@@ -110,17 +114,37 @@ pub(super) fn parse(kind: u16, body: &[u8]) -> Option<FoundLink> {
             IFLA_IFNAME => link.name = text(attribute.value()),
             IFLA_MTU => link.mtu = u32_at(attribute.value(), 0)?,
             IFLA_GROUP => link.group = u32_at(attribute.value(), 0)?,
-            IFLA_LINKINFO => {
-                for info in NlasIterator::new(attribute.value()).flatten() {
-                    if info.kind() == IFLA_INFO_KIND {
-                        link.kind = text(info.value());
-                    }
-                }
-            }
+            IFLA_MASTER => link.master = Some(u32_at(attribute.value(), 0)?),
+            IFLA_LINK => link.far_index = u32_at(attribute.value(), 0)?,
+            IFLA_LINK_NETNSID => link.far_nsid = Some(u32_at(attribute.value(), 0)?.cast_signed()),
+            IFLA_LINKINFO => read_kind(attribute.value(), &mut link),
             _ => {}
         }
     }
     Some(link)
+}
+
+fn read_kind(nested: &[u8], link: &mut FoundLink) {
+    for part in NlasIterator::new(nested).flatten() {
+        match part.kind() {
+            IFLA_INFO_KIND => link.kind = String::from_utf8_lossy(part.value()).trim_end_matches('\0').to_owned(),
+            // The kind comes before what belongs to it.
+            IFLA_INFO_DATA if link.kind == KIND_BRIDGE => {
+                link.stp = NlasIterator::new(part.value())
+                    .flatten()
+                    .any(|option| option.kind() == IFLA_BR_STP_STATE && u32_at(option.value(), 0) != Some(0));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The request for one link by its index.
+pub(super) fn by_index(index: u32) -> LinkMessage {
+    let mut request = LinkMessage::default();
+    request.header.index = index;
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    request
 }
 
 /// Every link of the namespace.
@@ -143,6 +167,11 @@ pub(super) async fn find(route: &mut Channel, name: &IfName) -> Result<Option<Fo
     }
 }
 
+/// The link with this index.
+pub(super) async fn find_index(route: &mut Channel, index: u32) -> Result<FoundLink, Fault> {
+    route.get(RTM_GETLINK, &by_index(index), parse).await
+}
+
 /// The link with this name, after a look at its mark: what every change of something on a link begins with (I-03).
 pub(super) async fn find_ours(route: &mut Channel, mark: Mark, name: &IfName) -> Result<FoundLink, ActionError> {
     match find(route, name).await {
@@ -150,94 +179,5 @@ pub(super) async fn find_ours(route: &mut Channel, mark: Mark, name: &IfName) ->
         Ok(Some(link)) => Err(ActionError::Stranger(format!("{name} is {}", link.described()))),
         Ok(None) => Err(ActionError::Gone(format!("there is no link {name}"))),
         Err(fault) => Err(fault.to_action(&format!("find link {name}"))),
-    }
-}
-
-/// Makes a kernel WireGuard link with its mark, then gives it its state.
-///
-/// # Errors
-/// `Unsupported` when the kernel does not know the kind.
-pub(super) async fn create_wireguard(
-    route: &mut Channel,
-    mark: Mark,
-    name: &IfName,
-    spec: &LinkSpec,
-) -> Result<FoundLink, ActionError> {
-    let mut request = LinkMessage::default();
-    request.attributes.extend([
-        LinkAttribute::IfName(name.to_string()),
-        LinkAttribute::Mtu(spec.mtu),
-        LinkAttribute::Group(mark.link_group()),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),
-    ]);
-    match route.change(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &request, CALL_LIMIT).await {
-        Ok(()) => {}
-        Err(fault) if fault.errno() == Some(Errno::EEXIST) => {
-            return existing(route, mark, name).await;
-        }
-        Err(fault) => return Err(fault.to_action(&format!("create link {name}"))),
-    }
-    find_ours(route, mark, name).await
-}
-
-/// The link that a create request stumbled over, if it is one that this instance would have made.
-async fn existing(route: &mut Channel, mark: Mark, name: &IfName) -> Result<FoundLink, ActionError> {
-    let link = match find_ours(route, mark, name).await {
-        // Only an alternative name can exist without a link that is called so.
-        Err(ActionError::Gone(_)) => {
-            return Err(ActionError::Stranger(format!("{name} is another link's alternative name")));
-        }
-        other => other?,
-    };
-    if link.kind == KIND_WIREGUARD || link.kind == KIND_TUN {
-        Ok(link)
-    } else {
-        Err(ActionError::Failed(format!("{name} exists with our mark but is a {} link", link.kind)))
-    }
-}
-
-/// Gives a link its MTU and state, and its alias. Only what differs is changed.
-pub(super) async fn settle(
-    route: &mut Channel,
-    mark: Mark,
-    link: &FoundLink,
-    spec: &LinkSpec,
-) -> Result<(), ActionError> {
-    let mut request = LinkMessage::default();
-    request.header.index = link.index;
-    if link.mtu != spec.mtu {
-        request.attributes.push(LinkAttribute::Mtu(spec.mtu));
-    }
-    if link.up != spec.up {
-        request.header.change_mask = LinkFlags::Up;
-        request.header.flags = if spec.up { LinkFlags::Up } else { LinkFlags::empty() };
-    }
-    if request.header.change_mask.is_empty() && request.attributes.is_empty() {
-        return Ok(());
-    }
-    route
-        .change(RTM_NEWLINK, 0, &request, CALL_LIMIT)
-        .await
-        .map_err(|fault| fault.to_action(&format!("change link {} of {mark}", link.name)))
-}
-
-/// Writes the alias that people see in `ip link`. Best effort: it proves nothing.
-pub(super) async fn label(route: &mut Channel, mark: Mark, link: &FoundLink) {
-    let mut request = LinkMessage::default();
-    request.header.index = link.index;
-    request.attributes.push(LinkAttribute::IfAlias(format!("overlayd {mark}")));
-    if let Err(fault) = route.change(RTM_NEWLINK, 0, &request, CALL_LIMIT).await {
-        tracing::debug!(link = link.name, reason = fault.words(), "no alias");
-    }
-}
-
-/// Removes a link whose mark was seen. A link that is not there any more is removed.
-pub(super) async fn delete(route: &mut Channel, link: &FoundLink) -> Result<(), ActionError> {
-    let mut request = LinkMessage::default();
-    request.header.index = link.index;
-    match route.change(RTM_DELLINK, 0, &request, DELETE_LIMIT).await {
-        Ok(()) => Ok(()),
-        Err(fault) if fault.is_gone() => Ok(()),
-        Err(fault) => Err(fault.to_action(&format!("delete link {}", link.name))),
     }
 }

@@ -1,7 +1,7 @@
 //! The Linux backend: links, addresses, routes and sysctls by rtnetlink and procfs, WireGuard by generic netlink or a device process.
 //!
-//! Owns [`LinuxKernel`] (a [`Kernel`](super::Kernel) over the network namespace that the process lives in) and
-//! [`host_candidates`]. Leaves every decision to [`reconcile`](crate::reconcile).
+//! Owns [`LinuxKernel`] (a [`Kernel`](super::Kernel) over the network namespace that the process lives in),
+//! [`host_candidates`] and [`netns`]. Leaves every decision to [`reconcile`](crate::reconcile).
 //!
 //! Upholds I-03 (the link group is read again right before a change), I-04 (group, protocol and metric are in the create request),
 //! I-05 (a dump that was interrupted, or that held something unreadable, is `Partial`), I-13, I-14, I-15 (every call has a limit).
@@ -12,15 +12,24 @@
 mod addresses;
 mod answer;
 mod candidates;
+mod conntrack;
 pub mod device_process;
 mod errno;
+mod files;
+mod inside;
 mod kernel;
 pub mod lab;
+mod link_actions;
+mod link_changes;
 mod links;
 mod monitor;
+pub mod netns;
+mod nft;
+mod nsid;
 mod observe;
 mod routes;
 mod socket;
+mod surroundings;
 mod sysctls;
 pub mod uapi;
 mod userspace;

@@ -7,14 +7,17 @@
 //!
 //! Links are dumped in every look: addresses and routes name their link by an index, and which links are ours decides what else is read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     LinuxKernel, addresses,
     errno::Fault,
+    files,
+    inside::InsideLook,
     links::{self, FoundLink, KIND_TUN, KIND_WIREGUARD},
+    nft::Firewall,
     routes::{self, FoundRoute, Target},
-    sysctls,
+    surroundings, sysctls,
 };
 use crate::{
     ids::IfName,
@@ -35,6 +38,10 @@ impl Seen {
         let ours = self.all.values().filter(|link| link.is_ours(kernel.mark));
         ours.filter_map(|link| Some((link.name.parse().ok()?, link))).collect()
     }
+
+    fn name_of(&self, index: u32) -> Option<IfName> {
+        self.all.get(&index)?.name.parse().ok()
+    }
 }
 
 impl LinuxKernel {
@@ -48,20 +55,23 @@ impl LinuxKernel {
         let dump = dump.map_err(|fault| fault.to_observe("links"))?;
         let seen = Seen { all: dump.items.into_iter().map(|link| (link.index, link)).collect(), cut: dump.cut };
         self.narrow_hints(&seen, interest);
+        let inside = self.report_inside(&seen, interest, &mut observation).await;
         for subsystem in &interest.subsystems {
             let cut = match subsystem {
                 Subsystem::Link => {
                     self.report_links(&seen, interest, &mut observation);
-                    Ok(None)
+                    self.report_surroundings(&mut observation).await.map(|()| None)
                 }
                 Subsystem::Address => self.report_addresses(&seen, &mut observation).await,
                 Subsystem::Route => self.report_routes(&seen, interest, &mut observation).await,
-                Subsystem::Sysctl => self.report_sysctls(&seen, &mut observation),
+                Subsystem::Sysctl => self.report_sysctls(&seen, interest, &mut observation).await,
                 // One dump brings both; the second of the two finds it done.
                 Subsystem::Device | Subsystem::Peer => continue,
-                Subsystem::Inside | Subsystem::Ruleset | Subsystem::Member | Subsystem::Guest | Subsystem::File => {
-                    Ok(None)
-                }
+                Subsystem::Inside => inside.clone(),
+                Subsystem::File => Ok(files::observe(self.mark, &self.run_dir, interest, &mut observation)),
+                // Behind the links, which bring the surroundings that this adds to.
+                Subsystem::Guest => self.firewall.report_guests(&mut observation).await,
+                Subsystem::Ruleset | Subsystem::Member => continue,
             };
             observation.coverage.insert(*subsystem, coverage(&seen, cut));
         }
@@ -72,14 +82,43 @@ impl LinuxKernel {
                 observation.coverage.insert(subsystem, coverage(&seen, Ok(cut.clone())));
             }
         }
+        if Firewall::REPORTED.iter().any(|subsystem| interest.subsystems.contains(subsystem)) {
+            let cut = self.firewall.report(&mut observation).await;
+            for subsystem in Firewall::REPORTED {
+                observation.coverage.insert(subsystem, coverage(&seen, cut.clone()));
+            }
+        }
         Ok(observation)
     }
 
     fn narrow_hints(&self, seen: &Seen, interest: &Interest) {
-        let mut scope = self.scope.lock();
-        scope.indexes = seen.ours(self).iter().map(|(_, link)| link.index).collect();
-        scope.names = interest.links.iter().map(ToString::to_string).collect();
-        scope.own_port = self.route.port();
+        let ours = seen.ours(self).into_iter().map(|(_, link)| link.clone());
+        let names = interest.links.iter().map(ToString::to_string).collect();
+        self.monitor.narrow(ours, names, self.route.port());
+    }
+
+    /// Comes before the links: by what is found here a veth's far end is named.
+    async fn report_inside(
+        &mut self,
+        seen: &Seen,
+        interest: &Interest,
+        observation: &mut Observation,
+    ) -> Result<Option<String>, Fault> {
+        let enter = interest.subsystems.contains(&Subsystem::Inside);
+        if !enter && !interest.subsystems.contains(&Subsystem::Link) {
+            return Ok(None);
+        }
+        if seen.cut.is_none() {
+            let is_there =
+                |place: &(u32, i32)| seen.all.get(&place.0).is_some_and(|link| link.far_nsid == Some(place.1));
+            self.peers.retain(|place, _| is_there(place));
+        }
+        let ours: BTreeMap<IfName, FoundLink> =
+            seen.ours(self).into_iter().map(|(name, link)| (name, link.clone())).collect();
+        let InsideLook { specs, cut } = self.look_inside(interest, &ours, enter).await?;
+        let objects = specs.into_iter().map(|(veth, spec)| (Key::Inside(veth), Observed::ours(Spec::Inside(spec))));
+        observation.objects.extend(objects);
+        Ok(cut)
     }
 
     fn report_links(&self, seen: &Seen, interest: &Interest, observation: &mut Observation) {
@@ -87,20 +126,35 @@ impl LinuxKernel {
             let Ok(name) = link.name.parse::<IfName>() else {
                 continue;
             };
-            if link.is_ours(self.mark) || interest.links.contains(&name) {
-                observation.objects.insert(Key::Link(name), link.observed(self.mark));
-            }
+            let owner = if link.is_ours(self.mark) {
+                Owner::Ours
+            } else if interest.links.contains(&name) {
+                Owner::Stranger(link.described())
+            } else {
+                continue;
+            };
+            let master = link.master.and_then(|index| seen.name_of(index));
+            let peer = link.far_nsid.and_then(|nsid| self.peers.get(&(link.index, nsid))).cloned();
+            let spec = Spec::Link(link.spec(self.mark, master, peer));
+            observation.objects.insert(Key::Link(name), Observed { spec, owner, stats: None });
         }
     }
 
+    /// What the firewall knows of its surroundings is added by whoever looks at the firewall.
+    async fn report_surroundings(&mut self, observation: &mut Observation) -> Result<(), Fault> {
+        let found = surroundings::look(&mut self.route, self.mark, &self.run_dir).await?;
+        observation.surroundings = Some(found);
+        Ok(())
+    }
+
     async fn report_addresses(&mut self, seen: &Seen, observation: &mut Observation) -> Result<Option<String>, Fault> {
-        let ours = seen.ours(self);
-        let links: Vec<_> = ours.iter().map(|(_, link)| *link).collect();
+        let ours: BTreeMap<u32, (IfName, &FoundLink)> =
+            seen.ours(self).into_iter().map(|(name, link)| (link.index, (name, link))).collect();
+        let links: Vec<_> = ours.values().map(|(_, link)| *link).collect();
         let dump = addresses::dump(&mut self.route, &links).await?;
         let told = self.has_address_protocol().await?;
         for found in &dump.items {
-            let name = ours.iter().find(|(_, link)| link.index == found.index);
-            if let (Some((name, _)), Some(observed)) = (name, addresses::observed(found, told)) {
+            if let (Some((name, _)), Some(observed)) = (ours.get(&found.index), addresses::observed(found, told)) {
                 let key = Key::Address { link: name.clone(), address: found.net };
                 observation.objects.insert(key, observed);
             }
@@ -130,14 +184,39 @@ impl LinuxKernel {
         Ok(dump.cut)
     }
 
-    fn report_sysctls(&self, seen: &Seen, observation: &mut Observation) -> Result<Option<String>, Fault> {
-        for (link, _) in seen.ours(self) {
-            for setting in Setting::ALL {
-                if let Some(value) = sysctls::read(&link, setting)? {
-                    let key = Key::Sysctl { link: link.clone(), setting };
-                    observation.objects.insert(key, Observed::ours(Spec::Sysctl(value)));
-                }
-            }
+    /// Settings that are wanted, and all of our WireGuard links. Not those of a thousand veths of which nobody wants to know.
+    async fn report_sysctls(
+        &mut self,
+        seen: &Seen,
+        interest: &Interest,
+        observation: &mut Observation,
+    ) -> Result<Option<String>, Fault> {
+        let ours: BTreeMap<IfName, &FoundLink> = seen.ours(self).into_iter().collect();
+        let devices = ours.iter().filter(|(_, link)| [KIND_WIREGUARD, KIND_TUN].contains(&link.kind.as_str()));
+        let of_devices = devices.flat_map(|(name, _)| Setting::ALL.map(|setting| (name.clone(), setting)));
+        let wanted = interest.keys.iter().filter_map(|key| match key {
+            Key::Sysctl { link, setting } => Some((link.clone(), *setting)),
+            _ => None,
+        });
+        let uplinks = match &observation.surroundings {
+            Some(surroundings) => surroundings.uplinks.clone(),
+            None => surroundings::uplinks(&mut self.route, self.mark).await?,
+        };
+        // Whether anything is wanted on the way out is known only once it has been found.
+        let raisable = Setting::ALL.into_iter().filter(|setting| setting.may_be_on_uplink());
+        let of_uplinks = raisable.flat_map(|setting| uplinks.iter().map(move |link| (link.clone(), setting)));
+        let asked: BTreeSet<(IfName, Setting)> = of_devices.chain(wanted).chain(of_uplinks).collect();
+        for (link, setting) in asked {
+            let Some(value) = sysctls::read(&link, setting)? else { continue };
+            // A setting has no mark. On the way out the one that lets packets be sent on is ours to raise.
+            let is_ours = ours.contains_key(&link) || (setting.may_be_on_uplink() && uplinks.contains(&link));
+            let owner = if is_ours {
+                Owner::Ours
+            } else {
+                Owner::Stranger("a setting of a link that is not overlayd's".to_owned())
+            };
+            let key = Key::Sysctl { link, setting };
+            observation.objects.insert(key, Observed { spec: Spec::Sysctl(value), owner, stats: None });
         }
         Ok(None)
     }

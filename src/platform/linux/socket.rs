@@ -14,12 +14,13 @@ use std::{
 };
 
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
-use netlink_sys::{Socket, SocketAddr};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::{io::unix::AsyncFd, time::timeout};
 use zeroize::Zeroizing;
 
 use super::{
-    answer::{Collector, Dump, HEADER},
+    answer::{Collector, Dump, HEADER, u32_at},
     errno::Fault,
 };
 
@@ -27,6 +28,8 @@ use super::{
 pub(super) const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// Larger than any datagram the kernel makes for a dump (32 KiB since Linux 4.9).
 const RECEIVE_BYTES: usize = 64 * 1024;
+/// Holds one transaction of the firewall with about 100,000 members.
+const SEND_BUFFER: usize = 64 * 1024 * 1024;
 /// Tries of a dump that the kernel says was interrupted by a change; after that it is reported as partial.
 const DUMP_TRIES: usize = 3;
 
@@ -109,7 +112,7 @@ impl Channel {
         parse: P,
     ) -> Result<Collector<T, P>, Fault> {
         self.sequence = self.sequence.wrapping_add(1).max(1);
-        frame[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
+        stamp(frame, self.sequence);
         let mut collector = Collector::new(self.sequence, parse);
         let limit_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
         let outcome = match timeout(limit, self.converse(frame, &mut collector)).await {
@@ -171,6 +174,12 @@ impl Channel {
         self.port = socket.bind_auto()?.port_number();
         socket.set_cap_ack(true)?;
         socket.set_ext_ack(true)?;
+        if self.protocol == NETLINK_NETFILTER {
+            // Without CAP_NET_ADMIN in the initial user namespace only the ordinary limit is allowed, which a small node fits.
+            if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER).is_err() {
+                setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER)?;
+            }
+        }
         // Without it the kernel ignores the filters of a dump (Linux 4.20; older kernels refuse the option).
         match socket.set_netlink_get_strict_chk(true) {
             Err(error) if error.kind() != ErrorKind::Unsupported && error.raw_os_error() != Some(libc::ENOPROTOOPT) => {
@@ -185,6 +194,16 @@ impl Channel {
     /// Overwrites what was received last: WireGuard answers hold private keys.
     pub(super) fn wipe(&mut self) {
         self.buffer.fill(0);
+    }
+}
+
+/// Writes the sequence number into every message of a request: a transaction of the firewall has many.
+fn stamp(frame: &mut [u8], sequence: u32) {
+    let mut at = 0;
+    while at + HEADER <= frame.len() {
+        frame[at + 8..at + 12].copy_from_slice(&sequence.to_ne_bytes());
+        let length = u32_at(frame, at).unwrap_or(0) as usize;
+        at += length.next_multiple_of(4).max(HEADER);
     }
 }
 

@@ -130,7 +130,8 @@ impl Shared {
             return Err(ObserveError { what: "everything".into(), reason: "simulated".into() });
         }
         let mut seen = self.node.observe(interest);
-        while let Some(Fault::CutDump(part)) = self.take_fault(|fault| matches!(fault, Fault::CutDump(_))) {
+        let is_meant = |fault: &Fault| matches!(fault, Fault::CutDump(part) if interest.subsystems.contains(part));
+        while let Some(Fault::CutDump(part)) = self.take_fault(is_meant) {
             seen.objects.retain(|key, _| key.subsystem() != part);
             seen.coverage.insert(part, Coverage::Partial("simulated interruption".into()));
         }

@@ -1,10 +1,10 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     action::Action,
     clock::UnixTime,
-    ids::{Cidr, IfName, WgPublicKey},
-    object::{DeviceSpec, Key, KeyPair, LinkKind, LinkSpec, PeerSpec, RouteSpec, Spec, Subsystem},
+    ids::{Cidr, IfName, Netns, WgPublicKey},
+    object::{DeviceSpec, InsideSpec, Key, KeyPair, LinkKind, LinkSpec, PeerSpec, RouteSpec, Spec, Subsystem},
     observed::{Coverage, Observation, Observed, Owner, PeerStats, Surroundings},
     platform::{ActionError, Interest},
 };
@@ -29,6 +29,8 @@ pub struct SimNode {
     journal: Vec<Action>,
     /// What a look finds around our objects.
     pub surroundings: Surroundings,
+    /// Namespaces whose container has ended: nothing can be put into them.
+    dead: BTreeSet<Netns>,
 }
 
 impl SimNode {
@@ -79,6 +81,7 @@ impl SimNode {
         match key {
             Key::Link(name) => {
                 self.objects.retain(|other, seen| other.link() != Some(name) && !leads_through(&seen.spec, name));
+                self.release_ports(name);
                 self.holders.retain(|(device, _), _| device != name);
                 self.lose_sessions(name);
             }
@@ -104,6 +107,17 @@ impl SimNode {
             | Key::File(_) => {}
         }
         true
+    }
+
+    /// A container ends, and with its namespace every pair that led there.
+    pub fn end_container(&mut self, netns: &Netns) {
+        self.dead.insert(netns.clone());
+        let leads_there = |seen: &Observed| matches!(&seen.spec, Spec::Link(link) if link.peer.as_ref().is_some_and(|peer| peer.netns == *netns));
+        let pairs: Vec<Key> =
+            self.objects.iter().filter(|(_, seen)| leads_there(seen)).map(|(key, _)| key.clone()).collect();
+        for pair in pairs {
+            self.remove(&pair);
+        }
     }
 
     /// A handshake of this peer, at this time.
@@ -153,10 +167,25 @@ impl SimNode {
                 }
             };
         }
-        if let Key::Link(name) = key {
-            // A kernel WireGuard device exists as soon as its link does, without key and port.
-            let device = Spec::Device(DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 });
-            self.objects.insert(Key::Device(name.clone()), Observed::ours(device));
+        match (key, spec) {
+            (Key::Link(name), Spec::Link(LinkSpec { kind: LinkKind::WireGuard, .. })) => {
+                // A kernel WireGuard device exists as soon as its link does, without key and port.
+                let device = Spec::Device(DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 });
+                self.objects.insert(Key::Device(name.clone()), Observed::ours(device));
+            }
+            (Key::Link(name), Spec::Link(LinkSpec { peer: Some(peer), mtu, .. })) => {
+                // Both ends of a pair come into being at once; the far one is bare and down.
+                let bare = InsideSpec {
+                    netns: peer.netns.clone(),
+                    name: peer.name.clone(),
+                    mtu: *mtu,
+                    up: false,
+                    addresses: BTreeSet::new(),
+                    routes: BTreeSet::new(),
+                };
+                self.objects.insert(Key::Inside(name.clone()), Observed::ours(Spec::Inside(bare)));
+            }
+            _ => {}
         }
         self.place(key.clone(), Observed::ours(without_intent(spec)));
         Ok(())
@@ -195,8 +224,19 @@ impl SimNode {
     }
 
     fn check_prerequisites(&self, key: &Key, spec: &Spec) -> Result<(), ActionError> {
+        match (key, spec) {
+            (Key::Member(_), _) if !self.objects.contains_key(&Key::Ruleset) => {
+                return Err(ActionError::Gone(Key::Ruleset.to_string()));
+            }
+            (Key::Sysctl { link, .. }, _) if self.surroundings.uplinks.contains(link) => return Ok(()),
+            (_, Spec::Link(LinkSpec { peer: Some(peer), .. })) if self.dead.contains(&peer.netns) => {
+                return Err(ActionError::Gone(peer.netns.to_string()));
+            }
+            _ => {}
+        }
         let through = match spec {
             Spec::Route(RouteSpec::Through(link)) => Some(link),
+            Spec::Link(LinkSpec { master, .. }) => master.as_ref(),
             _ => key.link(),
         };
         let Some(link) = through else { return Ok(()) };
@@ -206,6 +246,17 @@ impl SimNode {
                 Err(ActionError::Failed(format!("link/{link} is down")))
             }
             Some(_) => Ok(()),
+        }
+    }
+
+    /// The ports of a bridge that goes stay, on their own.
+    fn release_ports(&mut self, bridge: &IfName) {
+        for seen in self.objects.values_mut() {
+            if let Spec::Link(port) = &mut seen.spec
+                && port.master.as_ref() == Some(bridge)
+            {
+                port.master = None;
+            }
         }
     }
 

@@ -165,8 +165,9 @@ impl<S: Stage> Play<S> {
 
     fn object(&self, step: &Step, words: &[&str]) -> Key {
         let link = self.device.clone();
-        let cluster =
-            || self.document.read().unwrap().overlay().map_or(cidr("10.200.0.0/16"), |overlay| overlay.cluster);
+        let cluster = || {
+            self.document.read().unwrap().overlay().map_or(cidr("10.200.0.0/16"), |overlay| *overlay.cluster.first())
+        };
         match words {
             ["link"] => Key::Link(link),
             ["device"] => Key::Device(link),
@@ -282,19 +283,24 @@ fn the_edit(step: &Step) -> Edit {
         }
         ["remove", "overlay"] => Edit::RemoveOverlay,
         ["ensure", "peer", name] => Edit::EnsurePeer(PeerRequest {
+            scope: overlayd::desired::PeerScope::Node,
             public_key: named(name),
             endpoint: step.setting("endpoint").filter(|text| *text != "none").map(|text| parsed(step, text)),
             allowed_ips: networks(step, step.setting("ips").unwrap_or("none")),
             keepalive: step.setting("keepalive").map_or(25, |text| parsed(step, text)),
             candidates: Vec::new(),
         }),
-        ["remove", "peer", name] => Edit::RemovePeer(named(name)),
-        ["ensure", "allowed-ip", name, net] => {
-            Edit::EnsureAllowedIp { peer: named(name), allowed_ip: parsed(step, net) }
-        }
-        ["remove", "allowed-ip", name, net] => {
-            Edit::RemoveAllowedIp { peer: named(name), allowed_ip: parsed(step, net) }
-        }
+        ["remove", "peer", name] => Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: named(name) },
+        ["ensure", "allowed-ip", name, net] => Edit::EnsureAllowedIp {
+            scope: overlayd::desired::PeerScope::Node,
+            peer: named(name),
+            allowed_ip: parsed(step, net),
+        },
+        ["remove", "allowed-ip", name, net] => Edit::RemoveAllowedIp {
+            scope: overlayd::desired::PeerScope::Node,
+            peer: named(name),
+            allowed_ip: parsed(step, net),
+        },
         shape => panic!("line {}: unknown edit {shape:?}", step.line),
     }
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use overlayd::wire::{
-    AttachHandle, Frame, NatConfig, OverlayMode, PeerScope, PeerSpec, Request, TurnServer, encode,
+    AttachHandle, Frame, NatConfig, OverlayMode, PeerScope, PeerSpec, Request, Response, TurnServer, encode,
     limits::{FRAME_COMPLETE_WITHIN, FRAME_MAX},
 };
 use serde_json::{Value, json};
@@ -67,34 +67,41 @@ fn every_bad_frame_gets_its_answer_and_the_next_client_is_served() {
 }
 
 #[test]
-fn requests_of_later_versions_are_refused_by_name() {
+fn what_needs_an_overlay_or_another_system_is_refused_with_what_to_send() {
     isolated(|| {
         let agent = running(Agent::without_device("a"));
         let before = agent.generation();
-        let handle = AttachHandle::GuestManaged { id: "g".into() };
         let service = || "web".to_owned();
-        let later = [
-            Request::SetupServiceOverlay { service: service(), mode: OverlayMode::Auto },
-            Request::TeardownServiceOverlay { service: service() },
-            Request::AllocateIp { service: service(), join_global: false },
-            Request::ReleaseIp { ip: "10.200.1.9".parse().unwrap() },
-            Request::AttachContainer {
-                handle: handle.clone(),
-                service: service(),
-                join_global: false,
-                ephemeral: false,
-                isolation_network: None,
-                dns_server: None,
-                dns_domain: None,
-            },
-            Request::DetachContainer { handle },
-            Request::PruneOrphanBridges { live_bridge_names: Vec::new() },
-            Request::AddPeer { peer: peer(1), scope: PeerScope::Service { service: service() } },
+        let attach = |handle: AttachHandle| Request::AttachContainer {
+            handle,
+            service: service(),
+            join_global: false,
+            ephemeral: false,
+            isolation_network: None,
+            dns_server: None,
+            dns_domain: None,
+        };
+        let windows = AttachHandle::WindowsContainer { container_id: "c".into(), ip: None };
+        let refused = [
+            (Request::SetupServiceOverlay { service: service(), mode: OverlayMode::Auto }, "setup_global_overlay"),
+            (Request::AllocateIp { service: service(), join_global: false }, "setup_global_overlay"),
+            (attach(AttachHandle::GuestManaged { id: "g".into() }), "setup_global_overlay"),
+            (attach(AttachHandle::HostShared { id: "h".into() }), "setup_global_overlay"),
+            (attach(windows), "Windows"),
+            (attach(AttachHandle::LinuxPid { pid: std::process::id() }), "own network namespace"),
+            (attach(AttachHandle::LinuxPid { pid: 0 }), "process id"),
+            (Request::ReleaseIp { ip: "10.200.1.9".parse().unwrap() }, "10.200.1.9"),
         ];
-        for request in later {
-            let op = request.op();
+        for (request, advice) in refused {
             let message = agent.refused(request);
-            assert!(message.starts_with("not built yet: ") && message.contains(op), "{message}");
+            assert!(message.contains(advice), "{message:?} does not say {advice:?}");
+        }
+        // What is not there is gone already.
+        for request in [
+            Request::TeardownServiceOverlay { service: service() },
+            Request::DetachContainer { handle: AttachHandle::GuestManaged { id: "g".into() } },
+        ] {
+            assert_eq!(agent.request(request), Response::Ok);
         }
         assert_eq!(agent.generation(), before);
     });
@@ -135,7 +142,7 @@ fn bad_values() -> Vec<(Request, &'static str, &'static str)> {
         ("cluster_cidr", "fd00::1/48", "send the network address"),
         ("cluster_cidr", "300.0.0.0/8", "must be ADDRESS/PREFIX"),
         ("cluster_cidr", "10.200.0.0/16\n", "must be ADDRESS/PREFIX"),
-        ("slice_cidr", "10.200.1.0/24,10.200.2.0/24", "must be ADDRESS/PREFIX"),
+        ("slice_cidr", "10.200.1.0/24,10.200.2.0/24", "one IPv4 and one IPv6 network"),
         ("slice_cidr", "10.200.1.9/24", "send the network address"),
         ("deployment", "", "must have 1 to 255 bytes"),
         ("deployment", "a b", "may not hold spaces"),

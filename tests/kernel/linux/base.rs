@@ -224,13 +224,15 @@ fn a_setting_that_drifted_is_seen_and_set_back() {
         let mut kernel = open();
         let key = Key::Sysctl { link: name("zl-a"), setting: Setting::Ipv4RpFilter };
         run(&mut kernel, create(key.clone(), Spec::Sysctl(2))).await.unwrap();
-        assert_eq!(spec(&look_at(&mut kernel, &[]).await, &key), &Spec::Sysctl(2));
+        let interest =
+            || Interest { subsystems: [Subsystem::Sysctl].into(), keys: [key.clone()].into(), ..Interest::default() };
+        assert_eq!(spec(&look(&mut kernel, interest()).await, &key), &Spec::Sysctl(2));
         std::fs::write("/proc/sys/net/ipv4/conf/zl-a/rp_filter", "1").unwrap();
-        let seen = look_at(&mut kernel, &[]).await;
+        let seen = look(&mut kernel, interest()).await;
         assert_eq!(spec(&seen, &key), &Spec::Sysctl(1));
         assert_eq!(seen.coverage[&Subsystem::Sysctl], Coverage::Whole);
         run(&mut kernel, update(key.clone(), Spec::Sysctl(1), Spec::Sysctl(2))).await.unwrap();
-        assert_eq!(spec(&look_at(&mut kernel, &[]).await, &key), &Spec::Sysctl(2));
+        assert_eq!(spec(&look(&mut kernel, interest()).await, &key), &Spec::Sysctl(2));
     });
 }
 

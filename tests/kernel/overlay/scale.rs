@@ -15,7 +15,9 @@ use std::{
 use netlink_packet_wireguard::{WireguardAttribute, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags};
 use overlayd::{
     clock::SystemClock,
-    desired::{Document, Edit, Mutation, OverlayRequest, PeerRequest, Record, RecordKey, Touched, consider},
+    desired::{
+        Context, Document, Edit, Mutation, OverlayRequest, PeerRequest, Policy, Record, RecordKey, Touched, consider,
+    },
     ids::{Cidr, IfName, WgPublicKey},
     object::{Key, KeyPair, Mark, Spec},
     observed::Observed,
@@ -64,6 +66,7 @@ fn allowed_ip(number: u32) -> Cidr {
 
 fn peer(number: u32) -> Edit {
     Edit::EnsurePeer(PeerRequest {
+        scope: overlayd::desired::PeerScope::Node,
         public_key: key(number),
         endpoint: None,
         allowed_ips: [allowed_ip(number)].into(),
@@ -74,7 +77,9 @@ fn peer(number: u32) -> Edit {
 
 fn edit(document: &mut Document, edit: &Edit) -> Touched {
     let next = document.generation() + 1;
-    let change = consider(document, edit, next).unwrap_or_else(|refusal| panic!("{edit:?}: {refusal}"));
+    let change =
+        consider(document, edit, &Context { next, now: overlayd::clock::UnixTime(0), policy: &Policy::default() })
+            .unwrap_or_else(|refusal| panic!("{edit:?}: {refusal}"));
     if !change.mutations.is_empty() {
         document.absorb(next, &change.mutations);
     }
@@ -286,10 +291,14 @@ async fn check_one_more(bench: &mut Bench<LinuxKernel>, said: impl Fn() -> Vec<u
     let round = bench.apply(&peer(5000)).await;
     let added = said();
     assert_eq!(others(&mut bench.engine, &key(5000)).await, before, "the other peers are as they were");
-    let moved = Edit::EnsureAllowedIp { peer: key(5000), allowed_ip: "10.101.0.0/24".parse().unwrap() };
+    let moved = Edit::EnsureAllowedIp {
+        scope: overlayd::desired::PeerScope::Node,
+        peer: key(5000),
+        allowed_ip: "10.101.0.0/24".parse().unwrap(),
+    };
     bench.apply(&moved).await;
     let widened = said();
-    bench.apply(&Edit::RemovePeer(key(5000))).await;
+    bench.apply(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: key(5000) }).await;
     let removed = said();
     bench.full().await;
     let full = said();

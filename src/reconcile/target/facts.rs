@@ -1,0 +1,35 @@
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use crate::{ids::DnsName, object::Mark, observed::Surroundings};
+
+/// MTU of the overlay device in bytes: an Ethernet underlay of 1500 less 80 for IPv6, UDP and WireGuard (A28).
+pub const DEFAULT_MTU: u32 = 1420;
+
+/// What the translation needs to know besides the document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    pub mark: Mark,
+    /// MTU of the overlay's devices, bridges and ports, bytes: one value from end to end, so that no packet is too large half-way (B23).
+    pub mtu: u32,
+    /// The addresses that endpoint host names resolve to at present.
+    pub resolved: BTreeMap<DnsName, IpAddr>,
+    /// What the last look found around our objects.
+    pub surroundings: Surroundings,
+    /// Where other programs keep what they know at run time.
+    pub run_dir: PathBuf,
+    /// True after a `Shutdown`: the devices are taken down, the document stays (the next start brings them back).
+    pub suspended: bool,
+}
+
+impl Facts {
+    pub fn new(mark: Mark) -> Self {
+        Self {
+            mark,
+            mtu: DEFAULT_MTU,
+            resolved: BTreeMap::new(),
+            surroundings: Surroundings::default(),
+            run_dir: PathBuf::from("/run"),
+            suspended: false,
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! What an edit says that it touches is all that it changes: after its own round nothing is left for a full one.
+
+use overlayd::{
+    desired::{Edit, SegmentMode, consider},
+    ids::IfName,
+    object::{Key, LinkKind, LinkSpec, Spec},
+    observed::{Observed, Owner},
+    platform::ActionError,
+};
+use proptest::{collection::vec, prelude::*};
+
+use crate::{
+    desk::{container, guest, host_shared, key, pid, service, with},
+    lives::edits,
+    world::{World, at, document},
+};
+
+/// Nothing is left to do, and what is known of every object is what a look at the whole node would find.
+fn assert_nothing_is_left(world: &mut World, what: &str) {
+    let diff = world.diff();
+    assert!(diff.is_empty(), "{what}:\n{}", diff.to_text());
+    let before = world.engine.view().read().ledger.troubled().clone();
+    world.round();
+    assert_eq!(world.engine.view().read().ledger.troubled(), &before, "{what}");
+}
+
+fn is_granted(world: &World, wanted: &Edit) -> bool {
+    let document = world.document.read().unwrap();
+    consider(&document, wanted, &at(document.generation() + 1)).is_ok()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_round_of_an_edit_leaves_nothing_for_a_full_one(edits in vec(edits(), 1..25)) {
+        let mut world = World::of(document(0));
+        world.round();
+        for wanted in &edits {
+            if is_granted(&world, wanted) {
+                world.apply(wanted);
+                assert_nothing_is_left(&mut world, &format!("{wanted:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_guest_or_host_shared_workload_on_a_node_brings_the_rules_and_the_last_takes_them_along() {
+    let fenced = with(guest("vm", "web", key(9)), |wanted| wanted.isolation_network = Some("red".parse().unwrap()));
+    for attach in [guest("vm", "web", key(9)), fenced, host_shared("job", "web")] {
+        let mut world = World::converged(1);
+        assert!(world.seen(&Key::Ruleset).is_none());
+        let Edit::Attach(asked) = &attach else { panic!() };
+        let id = asked.subject.id().unwrap();
+        world.apply(&attach);
+        assert!(world.seen(&Key::Ruleset).is_some(), "{attach:?}");
+        assert_nothing_is_left(&mut world, &format!("{attach:?}"));
+        world.apply(&Edit::Detach(id));
+        assert!(world.seen(&Key::Ruleset).is_none(), "{attach:?}");
+        assert_nothing_is_left(&mut world, &format!("after {attach:?}"));
+    }
+}
+
+#[test]
+fn one_guest_more_costs_a_round_about_the_guest() {
+    let mut world = World::converged(1);
+    world.apply(&host_shared("job", "web"));
+    let looks = world.kernel.looks();
+    world.apply(&guest("vm", "web", key(9)));
+    assert_eq!(world.kernel.looks(), looks);
+}
+
+#[test]
+fn of_an_attach_that_failed_and_was_withdrawn_no_trouble_is_remembered() {
+    let join = with(container(1, "web"), |wanted| wanted.join_global = true);
+    let mut world = World::converged(1);
+    world.apply(&Edit::EnsureSegment { service: service("web"), mode: SegmentMode::Auto, fresh: key(3) });
+    // A failure of the system's, and a stranger in the way.
+    let link = Key::Link("veth-1-g".parse::<IfName>().unwrap());
+    let stranger = Spec::Link(LinkSpec::up(LinkKind::Other("dummy".into()), 1500));
+    let stranger = Observed { owner: Owner::Stranger("another program's".into()), ..Observed::ours(stranger) };
+    for is_taken in [false, true] {
+        if is_taken {
+            world.kernel.node(|node| node.place(link.clone(), stranger.clone()));
+        } else {
+            world.kernel.break_object(link.clone(), ActionError::Failed("simulated".into()));
+        }
+        assert!(!world.apply(&join).in_sync);
+        // Whether a full round comes first is luck.
+        assert!(!world.round().in_sync);
+        let since = world.document.read().unwrap().attachments()[&pid(1)].since;
+        world.apply(&Edit::Withdraw { id: pid(1), since });
+        let trouble = world.engine.view().read().ledger.troubled().clone();
+        assert!(trouble.is_empty(), "{trouble:?}");
+        world.kernel.mend(&link);
+        assert_nothing_is_left(&mut world, "withdrawn");
+    }
+}
