@@ -150,7 +150,7 @@ fn line(difference: &Difference) -> String {
             format!("{}; {}", changes.join(", "), difference.wanted_by)
         }
         Reason::Extra => "ours, but not in the document".into(),
-        Reason::Replaced => format!("of a kind that cannot be changed, {}", difference.wanted_by),
+        Reason::Replaced => format!("has to be made anew, {}", difference.wanted_by),
     };
     if difference.what.is_empty() {
         format!("{sign} {}: {cause}", difference.key)

@@ -9,6 +9,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
+
 use super::{
     order,
     step::{FieldChange, Plan, Reason, Step, Withheld, is_port, link_of, needed_link},
@@ -18,7 +20,7 @@ use crate::{
     action::Action,
     clock::UnixTime,
     ids::IfName,
-    object::{DeviceSpec, FileSpec, InsideSpec, Key, LinkKind, PeerSpec, Spec, Subsystem, VethPeer},
+    object::{DeviceSpec, FileSpec, InsideSpec, Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem, VethPeer},
     observed::{Coverage, Observed, Owner, Snapshot},
 };
 
@@ -29,16 +31,19 @@ pub const SESSION_LIFETIME: Duration = Duration::from_secs(180);
 ///
 /// *Guarantees*: pure, total and deterministic (I-06). With `snapshot` equal to `target` the plan is empty (I-09).
 pub fn plan(target: &Target, snapshot: &Snapshot, scope: &Scope, now: UnixTime) -> Plan {
-    let mut planner = Planner { target, snapshot, now, plan: Plan::default(), leaving: BTreeSet::new() };
+    let mut planner =
+        Planner { target, snapshot, now, plan: Plan::default(), leaving: BTreeSet::new(), bared: BTreeSet::new() };
     match scope {
         Scope::Everything => {
             snapshot.iter().for_each(|(key, seen)| planner.mark_leaving_link(key, seen));
+            snapshot.iter().for_each(|(key, seen)| planner.mark_bared_link(key, seen));
             target.objects.keys().for_each(|key| planner.wanted(key));
             snapshot.iter().for_each(|(key, seen)| planner.unwanted(key, seen));
         }
         Scope::Keys(keys) => {
             let seen = || keys.iter().filter_map(|key| Some((key, snapshot.find(key)?)));
             seen().for_each(|(key, seen)| planner.mark_leaving_link(key, seen));
+            seen().for_each(|(key, seen)| planner.mark_bared_link(key, seen));
             keys.iter().for_each(|key| planner.wanted(key));
             seen().for_each(|(key, seen)| planner.unwanted(key, seen));
         }
@@ -55,6 +60,8 @@ struct Planner<'a> {
     plan: Plan,
     /// Links of ours that are removed, so that what is on them goes with them.
     leaving: BTreeSet<IfName>,
+    /// Links that stay and lose every IPv4 address they have: the kernel takes their IPv4 routes along, also when another address follows.
+    bared: BTreeSet<IfName>,
 }
 
 impl Planner<'_> {
@@ -63,6 +70,28 @@ impl Planner<'_> {
         let stays = self.target.wants(key).is_some_and(|wanted| !must_replace(wanted, &seen.spec));
         if seen.is_ours() && !stays {
             self.leaving.insert(name.clone());
+        }
+    }
+
+    fn mark_bared_link(&mut self, key: &Key, seen: &Observed) {
+        let Key::Address { link, address: IpNet::V4(_) } = key else { return };
+        let stays = |key: &Key, seen: &Observed| !seen.is_ours() || self.target.wants(key).is_some();
+        if stays(key, seen) || self.leaving.contains(link) {
+            return;
+        }
+        let mut others = self.snapshot.on_link(link).filter(|key| is_ipv4_address(key));
+        if !others.any(|key| self.snapshot.find(key).is_some_and(|seen| stays(key, seen))) {
+            self.bared.insert(link.clone());
+        }
+    }
+
+    /// True for a route that the kernel removes while the plan is carried out.
+    fn goes_with_an_address(&self, key: &Key, spec: &Spec) -> bool {
+        match (key, spec) {
+            (Key::Route { destination, .. }, Spec::Route(RouteSpec::Through(link))) => {
+                destination.is_ipv4() && self.bared.contains(link)
+            }
+            _ => false,
         }
     }
 
@@ -105,7 +134,7 @@ impl Planner<'_> {
             }
             return;
         }
-        if must_replace(spec, &seen.spec) {
+        if must_replace(spec, &seen.spec) || self.goes_with_an_address(key, &seen.spec) {
             self.step(Action::Delete { key: key.clone(), was: seen.spec.clone() }, Reason::Replaced);
             self.step(Action::Create { key: key.clone(), spec: spec.clone() }, Reason::Replaced);
             return;
@@ -194,6 +223,10 @@ impl Planner<'_> {
         }
         (from, to)
     }
+}
+
+fn is_ipv4_address(key: &Key) -> bool {
+    matches!(key, Key::Address { address: IpNet::V4(_), .. })
 }
 
 /// True when the kernel has no way to change one into the other.

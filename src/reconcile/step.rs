@@ -47,7 +47,7 @@ pub enum Reason {
     Changed(Vec<FieldChange>),
     /// There, ours, and not wanted.
     Extra,
-    /// There, ours, and of a kind that cannot be changed into the wanted one.
+    /// There, ours, and has to be made anew into the wanted one.
     Replaced,
 }
 

@@ -245,7 +245,7 @@ pub fn endpoint(address: &str) -> Option<EndpointSpec> {
 
 /// A link of another kind under the name of our device.
 pub fn foreign_link() -> Spec {
-    Spec::Link(LinkSpec::up(LinkKind::Other("dummy".into()), 1500))
+    Spec::Link(LinkSpec::up(LinkKind::Other("ifb".into()), 1500))
 }
 
 /// A snapshot that shows exactly this target, as a kernel would show it.

@@ -6,6 +6,7 @@
 
 mod agent;
 mod agent_process;
+mod conformance;
 mod container;
 mod containers;
 mod demo;
@@ -18,5 +19,10 @@ mod overlay;
 mod overlay_node;
 mod overlay_ping;
 mod probe;
+#[path = "../it/script/mod.rs"]
+mod script;
 mod tunnel;
 mod witness;
+#[path = "../it/world.rs"]
+#[expect(dead_code, reason = "the tests without a kernel use the rest")]
+mod world;

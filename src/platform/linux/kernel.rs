@@ -18,6 +18,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::{
     addresses,
+    device_process::CURRENT_EXE,
     errno::Fault,
     files,
     inside::Visits,
@@ -68,13 +69,23 @@ pub struct LinuxOptions {
     pub run_dir: PathBuf,
     /// Make firewall tables that belong to no socket, as on a kernel before 6.9: for tests only.
     pub plain_tables: bool,
+    /// What a userspace device is run by: this very program, or for tests the agent.
+    pub device_program: PathBuf,
     /// Gets every WireGuard configuration message as sent, private keys included: for tests only.
     pub capture: Option<Sender<Vec<u8>>>,
 }
 
 impl LinuxOptions {
     pub fn new(mark: Mark, data_plane: DataPlaneChoice, uapi_dir: PathBuf) -> Self {
-        Self { mark, data_plane, uapi_dir, run_dir: PathBuf::from(RUN_DIR), plain_tables: false, capture: None }
+        Self {
+            mark,
+            data_plane,
+            uapi_dir,
+            run_dir: PathBuf::from(RUN_DIR),
+            plain_tables: false,
+            device_program: PathBuf::from(CURRENT_EXE),
+            capture: None,
+        }
     }
 }
 
@@ -109,7 +120,7 @@ impl LinuxKernel {
             mark: options.mark,
             monitor: Monitor::open(options.mark, route.port())?,
             wireguard: WireGuard::open(options.capture)?,
-            userspace: Userspace::new(&options.uapi_dir, options.mark)?,
+            userspace: Userspace::new(&options.uapi_dir, options.mark, options.device_program)?,
             watch: Some(firewall.watch()?),
             firewall,
             choice: options.data_plane,

@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    device_process::{CURRENT_EXE, TunError, create_persistent, start},
+    device_process::{TunError, create_persistent, start},
     uapi::{UapiClient, UapiError, changes_for},
 };
 use crate::{
@@ -29,11 +29,13 @@ pub(super) struct Userspace {
     /// Directory of the UAPI sockets, absolute.
     dir: PathBuf,
     mark: Mark,
+    /// What device processes are run by.
+    program: PathBuf,
 }
 
 impl Userspace {
-    pub(super) fn new(dir: &Path, mark: Mark) -> std::io::Result<Self> {
-        Ok(Self { dir: std::path::absolute(dir)?, mark })
+    pub(super) fn new(dir: &Path, mark: Mark, program: PathBuf) -> std::io::Result<Self> {
+        Ok(Self { dir: std::path::absolute(dir)?, mark, program })
     }
 
     /// Makes a persistent TUN with the mark. It is down; its state is settled afterwards by the caller.
@@ -68,7 +70,7 @@ impl Userspace {
     /// Configures the device; a device that is to be created gets its process first.
     pub(super) async fn configure(&self, name: &IfName, action: &Action) -> Result<(), ActionError> {
         if let Action::Create { .. } = action {
-            let started = start(Path::new(CURRENT_EXE), name, &self.dir).await;
+            let started = start(&self.program, name, &self.dir).await;
             started.map_err(|error| ActionError::Failed(with_causes(&error)))?;
         }
         let changes = changes_for(std::slice::from_ref(action));

@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
 use crate::{
     action::Action,
     clock::UnixTime,
@@ -98,6 +100,10 @@ impl SimNode {
             }
             // The tables go with everything in them.
             Key::Ruleset => self.objects.retain(|other, _| !matches!(other, Key::Member(_))),
+            // With its last IPv4 address a link loses its IPv4 routes (`drift.txt`); IPv6 has no such rule.
+            Key::Address { link, address: IpNet::V4(_) } if !self.has_ipv4_address(link) => {
+                self.objects.retain(|other, seen| !is_ipv4_route(other) || !leads_through(&seen.spec, link));
+            }
             Key::Address { .. }
             | Key::Route { .. }
             | Key::Sysctl { .. }
@@ -107,6 +113,11 @@ impl SimNode {
             | Key::File(_) => {}
         }
         true
+    }
+
+    fn has_ipv4_address(&self, on: &IfName) -> bool {
+        let is = |key: &Key| matches!(key, Key::Address { link, address: IpNet::V4(_) } if link == on);
+        self.objects.keys().any(is)
     }
 
     /// A container ends, and with its namespace every pair that led there.
@@ -338,6 +349,10 @@ fn in_the_way(key: &Key, interest: &Interest) -> bool {
         Key::Link(name) => interest.links.contains(name),
         other => interest.keys.contains(other),
     }
+}
+
+fn is_ipv4_route(key: &Key) -> bool {
+    matches!(key, Key::Route { destination, .. } if destination.is_ipv4())
 }
 
 fn leads_through(spec: &Spec, link: &IfName) -> bool {

@@ -9,7 +9,7 @@
 mod language;
 mod play;
 mod sim;
-mod stage;
+pub mod stage;
 
 pub use language::parse;
 pub use play::Play;

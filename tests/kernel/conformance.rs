@@ -1,0 +1,90 @@
+//! The stories of `fixtures/scripts`, played on the simulated kernel and on the real one step by step: both hold the same after each step.
+//!
+//! What the simulation says of Linux is shown here. A story that cannot be told to a real kernel is named as skipped.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use overlayd::{
+    object::{Key, Spec},
+    observed::Owner,
+    platform::sim::SimKernel,
+};
+
+use crate::{
+    lab::{Node, isolated, need_tun, skip_part},
+    script::{Play, SimStage, parse, stage::Stage},
+};
+
+mod stage;
+
+use stage::RealStage;
+
+/// Stories about peers that answer: nobody answers here.
+const NEED_A_PARTNER: [&str; 2] = ["name-resolves.txt", "roaming.txt"];
+
+fn simulated(kernel: &SimKernel) -> BTreeMap<Key, Spec> {
+    kernel.node(|node| {
+        let ours = node.objects().iter().filter(|(_, seen)| seen.owner == Owner::Ours);
+        ours.map(|(key, seen)| (key.clone(), seen.spec.clone())).collect()
+    })
+}
+
+/// A setting is there as soon as its link is, whether or not somebody has ever set it; the simulation has those that were set.
+fn without_untold_settings(mut real: BTreeMap<Key, Spec>, simulated: &BTreeMap<Key, Spec>) -> BTreeMap<Key, Spec> {
+    real.retain(|key, _| !matches!(key, Key::Sysctl { .. }) || simulated.contains_key(key));
+    real
+}
+
+/// Plays a story on both; answers how many steps were compared.
+fn play(file: &Path) -> usize {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let steps = parse(&fs::read_to_string(file).unwrap());
+    let (sim, real) = (SimStage::default(), RealStage::new(&name));
+    let (kernel, witness) = (sim.kernel(), real.witness());
+    let (mut on_sim, mut on_real) = (Play::on(sim), Play::on(real));
+    let mut compared = 0;
+    for step in &steps {
+        let line = format!("{name}:{} {}", step.line, step.words.join(" "));
+        println!("{line}");
+        if step.words[0] == "handshake" {
+            continue;
+        }
+        on_sim.step(step).unwrap_or_else(|missing| panic!("{line}: {}", missing.0));
+        match on_real.step(step) {
+            Ok(()) => {}
+            Err(missing) => println!("{line}: {}", missing.0),
+        }
+        let simulated = simulated(&kernel);
+        assert_eq!(without_untold_settings(witness.everything(), &simulated), simulated, "{line}");
+        compared += 1;
+    }
+    compared
+}
+
+#[test]
+fn every_story_goes_the_same_way_on_the_real_kernel() {
+    isolated(|| {
+        if std::env::var("OVERLAYD_TEST_DATA_PLANE").as_deref() != Ok("kernel") {
+            need_tun();
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/scripts");
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let (mut stories, mut compared) = (0, 0);
+        for file in files {
+            if NEED_A_PARTNER.iter().any(|name| file.ends_with(name)) {
+                skip_part(&format!("{}: it needs a peer that answers", file.file_name().unwrap_or_default().display()));
+                continue;
+            }
+            let inside = runtime.handle().clone();
+            compared += Node::new().run(move || {
+                let _inside = inside.enter();
+                play(&file)
+            });
+            stories += 1;
+        }
+        println!("MEASURED: {stories} stories, equal after each of {compared} steps");
+        assert!(stories >= 10);
+    });
+}
