@@ -47,7 +47,7 @@ pub enum Reason {
     Changed(Vec<FieldChange>),
     /// There, ours, and not wanted.
     Extra,
-    /// There, ours, and has to be made anew into the wanted one.
+    /// There, ours, and cannot be changed into the wanted one, or goes with something else that goes.
     Replaced,
 }
 
