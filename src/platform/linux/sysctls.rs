@@ -55,24 +55,6 @@ pub(super) fn prepare_ipv6(link: &str) -> Result<(), ActionError> {
     Ok(())
 }
 
-/// Makes a container's link take what comes by another way than the answer goes; the calling thread is in the container's namespace. A namespace
-/// begins with the host's settings, and where those filter strictly (RFC 3704 section 2.2) a container with two legs is deaf to half of the overlay.
-/// A filter that is off or loose stays as it is. A container can do without, so that it failed is no failure.
-pub(super) fn filter_no_more_than_loosely(link: &str) {
-    const STRICT: &str = "1";
-    const LOOSE: &str = "2";
-    let path = |of: &str| format!("/proc/sys/net/ipv4/conf/{of}/rp_filter");
-    let is = |of: &str, value: &str| fs::read_to_string(path(of)).is_ok_and(|text| text.trim() == value);
-    // The kernel goes by the larger of the two.
-    let one_of = |value: &str| ["all", link].iter().any(|of| is(of, value));
-    if one_of(STRICT)
-        && !one_of(LOOSE)
-        && let Err(error) = fs::write(path(link), LOOSE)
-    {
-        tracing::debug!(%link, %error, "the container filters strictly by the reverse path");
-    }
-}
-
 /// Keeps the host's own IPv6 off a port of a bridge, before it comes up. Only the bridge has addresses; with a thousand ports the host would keep
 /// thousands of routes to them, and walk them whenever one comes. It is saved work and nothing more, so that it failed is no failure.
 pub(super) fn without_ipv6(port: &IfName) {

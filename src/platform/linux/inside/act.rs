@@ -25,6 +25,7 @@ use super::{
     conversation::Conversation,
     front::HostEnd,
     look::{self, SeenRoute},
+    reverse_path,
     visitor::Visitor,
 };
 use crate::{
@@ -67,7 +68,7 @@ pub(super) fn wire(
         if to.addresses.iter().any(|address| matches!(address, IpNet::V6(_))) {
             sysctls::prepare_ipv6(&link.name)?;
         }
-        sysctls::filter_no_more_than_loosely(&link.name);
+        reverse_path::loosen(kernel, &link);
         furnish(kernel, &link, to)?;
         if let Some(from) = from
             && take_away(kernel, &link, from, to)?

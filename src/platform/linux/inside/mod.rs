@@ -14,6 +14,7 @@ mod act;
 mod conversation;
 mod front;
 mod look;
+mod reverse_path;
 mod visitor;
 
 pub(super) use front::InsideLook;

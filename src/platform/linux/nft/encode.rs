@@ -73,7 +73,7 @@ impl Attributes {
         self.bytes(kind, &[value.as_bytes(), &[0]].concat())
     }
 
-    pub(super) fn nest(self, kind: u16, inner: &Attributes) -> Self {
+    pub(in crate::platform::linux) fn nest(self, kind: u16, inner: &Attributes) -> Self {
         self.bytes(kind | NESTED, &inner.0)
     }
 
@@ -91,7 +91,7 @@ impl Attributes {
         self.0.is_empty()
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub(in crate::platform::linux) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
