@@ -17,10 +17,9 @@ check:
 test *arguments:
     cargo test {{arguments}}
 
-# Properties and scripts with many more cases. `just sim 20000` (or `just sim SEEDS=20000`). The seeded simulation is not built yet.
-sim cases="4096":
-    @echo "the seeded simulation is not built yet; running properties and scripts with more cases"
-    cases="{{cases}}"; PROPTEST_CASES="${cases#SEEDS=}" cargo test --release --test it
+# The simulation with many more histories: `just sim 1000000` (or `just sim SEEDS=1000000`) for a night.
+sim seeds="50000":
+    seeds="{{seeds}}"; OVERLAYD_SIM_SEEDS="${seeds#SEEDS=}" cargo test --release --test sim -- --nocapture
 
 # Measurements. Never asserted by a test.
 bench *arguments:

@@ -86,7 +86,7 @@ impl<'a> Undone<'a> {
         let carries_others = match action {
             Action::Create { key: Key::Link(_) | Key::Device(_), .. } => true,
             Action::Create { key: Key::Ruleset | Key::Member(_), .. } => true,
-            Action::Update { key: Key::Ruleset | Key::Member(_), .. } => true,
+            Action::Update { key: Key::Ruleset | Key::Member(_) | Key::Inside(_), .. } => true,
             Action::Create { spec, .. } => is_fallback(spec),
             Action::Delete { key, .. } => key.subsystem() != Subsystem::Peer,
             Action::Update { .. } => false,
@@ -114,11 +114,13 @@ fn depends_on(later: &Action, failed: &Action) -> bool {
         (
             Action::Create { spec: Spec::Member(MemberSpec { ports, .. }), .. }
             | Action::Update { to: Spec::Member(MemberSpec { ports, .. }), .. },
-            Action::Create { key, .. },
-        ) => matches!(key, Key::Link(name) | Key::Inside(name) if ports.contains(name)),
-        // Nor do they go before it has gone.
+            Action::Create { key: Key::Link(name) | Key::Inside(name), .. }
+            // A container that is there already gets no address that the firewall does not know.
+            | Action::Update { key: Key::Inside(name), .. },
+        ) => ports.contains(name),
+        // Nor do they go before it has gone, or while the container may still have their address.
         (
-            Action::Delete { key: Key::Link(name), .. },
+            Action::Delete { key: Key::Link(name), .. } | Action::Update { key: Key::Inside(name), .. },
             Action::Delete { was: Spec::Member(MemberSpec { ports, .. }), .. },
         ) => ports.contains(name),
         (Action::Delete { was, .. }, Action::Delete { key: Key::Ruleset, .. }) => is_port(was),

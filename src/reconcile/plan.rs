@@ -166,7 +166,24 @@ impl Planner<'_> {
         {
             return;
         }
+        if let (Key::Member(address), Spec::Member(member)) = (key, &seen.spec)
+            && member.ports.iter().any(|port| self.keeps(port, address))
+        {
+            return;
+        }
         self.step(Action::Delete { key: key.clone(), was: seen.spec.clone() }, Reason::Extra);
+    }
+
+    /// True when a container may keep an address for now, because nothing can be done to its side.
+    fn keeps(&self, port: &IfName, address: &IpAddr) -> bool {
+        let inside = Key::Inside(port.clone());
+        let is_left_alone = self.plan.withheld.contains_key(&inside);
+        let has = match self.snapshot.find(&inside).map(|seen| &seen.spec) {
+            Some(Spec::Inside(is)) => is.addresses.iter().any(|net| net.addr() == *address),
+            // Nobody knows what it has.
+            _ => self.snapshot.find(&Key::Link(port.clone())).is_some(),
+        };
+        is_left_alone && has
     }
 
     /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
@@ -174,6 +191,9 @@ impl Planner<'_> {
         let is_new_port = is_port(spec) && self.snapshot.find(key).is_none();
         if (is_new_port || matches!(key, Key::Member(_))) && !self.is_fenced() {
             return Some(Withheld::WaitsFor(Key::Ruleset));
+        }
+        if let Some(withheld) = self.not_let_in(key, spec) {
+            return Some(withheld);
         }
         let name = needed_link(key, spec)?;
         // The host's way out is nobody's of ours, and the one setting that is wanted there is allowed for by name.
@@ -191,6 +211,56 @@ impl Planner<'_> {
             None if is_made() || self.snapshot.find(key).is_some() => None,
             Some(Owner::Stranger(_)) | None => Some(Withheld::WaitsFor(link)),
         }
+    }
+
+    /// Why a container's side cannot be wired yet: the firewall neither knows each of its addresses at this port nor will by then.
+    fn not_let_in(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
+        let (port, inside) = match (key, spec) {
+            (Key::Inside(port), Spec::Inside(inside)) => (port, inside),
+            (Key::Link(port), _) if is_port(spec) && self.snapshot.find(key).is_none() => {
+                match self.target.wants(&Key::Inside(port.clone())) {
+                    Some(Spec::Inside(inside)) => (port, inside),
+                    _ => return None,
+                }
+            }
+            // An address moves from one container to another only when the first no longer has it: with its last address in the firewall a
+            // port is no longer asked for the source of its packets.
+            (Key::Member(address), _) => return self.former_holder(address).map(Withheld::WaitsFor),
+            _ => return None,
+        };
+        inside.addresses.iter().find_map(|net| self.unknown_at(port, net.addr()))
+    }
+
+    /// What an address waits for before it may be used at a port.
+    fn unknown_at(&self, port: &IfName, address: IpAddr) -> Option<Withheld> {
+        let member = Key::Member(address);
+        let is_known = match self.snapshot.find(&member).map(|seen| &seen.spec) {
+            Some(Spec::Member(member)) => member.ports.contains(port),
+            _ => false,
+        };
+        if is_known {
+            return None;
+        }
+        let is_made = |wanted| self.obstacle(&member, wanted).is_none() && self.snapshot.is_whole(Subsystem::Member);
+        let will_be = self.target.wants(&member).is_some_and(is_made);
+        (!will_be).then(|| Withheld::WaitsFor(member.clone()))
+    }
+
+    /// The side of a container that still has an address which is to be another's.
+    fn former_holder(&self, address: &IpAddr) -> Option<Key> {
+        let member = Key::Member(*address);
+        let (Some(Spec::Member(is)), Some(Spec::Member(wanted))) =
+            (self.snapshot.find(&member).map(|seen| &seen.spec), self.target.wants(&member))
+        else {
+            return None;
+        };
+        let has = |inside: &Key| {
+            matches!(
+                self.snapshot.find(inside).map(|seen| &seen.spec),
+                Some(Spec::Inside(is)) if is.addresses.iter().any(|net| net.addr() == *address)
+            )
+        };
+        is.ports.difference(&wanted.ports).map(|port| Key::Inside(port.clone())).find(has)
     }
 
     /// True when the rules that a port needs round it are there, or are made before it.
