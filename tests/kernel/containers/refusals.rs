@@ -35,8 +35,8 @@ fn an_attach_that_cannot_be_says_why_and_leaves_nothing_behind() {
         assert!(message.contains("own network namespace"), "{message}");
         assert_nothing_left(&node, "a pid without a namespace of its own");
 
-        let taken = Container::new();
-        taken.node().join("eth0", &crate::lab::Node::new());
+        let (taken, far) = (Container::new(), crate::lab::Node::new());
+        taken.node().join("eth0", &far);
         let message = node.refused(Wish::to("web").of(&taken));
         assert!(message.contains("eth0"), "{message}");
         assert_nothing_left(&node, "a namespace that has an eth0");
