@@ -9,6 +9,7 @@ use std::{
 use futures::{executor::block_on, stream::BoxStream};
 use overlayd::{
     action::Action,
+    clock::Clock,
     desired::{
         AttachmentId, Committer, Document, Edit, Place, Policy, Touched,
         store::{Contents, Entry, Store, StoreError},
@@ -29,6 +30,7 @@ use overlayd::{
 use crate::{
     desk::{contents, netns},
     history::{Event, Harm, Mishap, attach},
+    mutants::Mutant,
     oracle::{Wants, faults_of},
     world::{TestClock, document, edit, foreign_link, mark},
 };
@@ -44,6 +46,7 @@ struct Fate {
     faults: Vec<String>,
     wants: Option<Arc<Wants>>,
     store_refuses: bool,
+    mutant: Option<Mutant>,
 }
 
 type Shared<T> = Arc<Mutex<T>>;
@@ -101,7 +104,9 @@ impl Store for SimStore {
         if fate.passes() {
             return Err(refusal());
         }
-        disk.durable = disk.cache.clone();
+        if fate.mutant != Some(Mutant::ReplyBeforeFlush) {
+            disk.durable = disk.cache.clone();
+        }
         fate.passes();
         Ok(())
     }
@@ -131,7 +136,12 @@ impl Kernel for Watched {
         if lock(&self.fate).passes() {
             return Err(ObserveError { what: "everything".into(), reason: "dead".into() });
         }
-        self.kernel.observe(interest).await
+        let seen = self.kernel.observe(interest).await?;
+        let mutant = lock(&self.fate).mutant;
+        Ok(match mutant {
+            Some(mutant) => self.kernel.node(|node| mutant.distort(seen, node, interest)),
+            None => seen,
+        })
     }
 
     async fn execute(&mut self, actions: &[Action]) -> Vec<Result<(), ActionError>> {
@@ -142,7 +152,14 @@ impl Kernel for Watched {
                 continue;
             }
             let before = self.kernel.node(|node| node.clone());
-            let outcome = self.kernel.execute(std::slice::from_ref(action)).await.remove(0);
+            let mutant = lock(&self.fate).mutant;
+            let dies = || lock(&self.fate).passes();
+            let instead = mutant.and_then(|mutant| self.kernel.node(|node| mutant.instead(node, action, dies)));
+            let outcome = match instead {
+                Some(outcome) => outcome,
+                None => self.kernel.execute(std::slice::from_ref(action)).await.remove(0),
+            };
+            let outcome = if mutant == Some(Mutant::IgnoreErrors) { Ok(()) } else { outcome };
             let mut fate = lock(&self.fate);
             if let Some(wants) = fate.wants.clone() {
                 let found = self.kernel.node(|after| faults_of(action, &before, after, &wants));
@@ -180,6 +197,8 @@ pub struct Machine {
     /// The newest document of which a client was told that it is kept.
     acknowledged: u64,
     moments: u64,
+    /// True when the node may have been changed by others than the agent since it was last known to be right.
+    disturbed: bool,
     /// What happened, and what the agent did about it.
     pub told: Vec<String>,
     pub faults: Vec<String>,
@@ -187,14 +206,14 @@ pub struct Machine {
 
 impl Machine {
     /// A machine without an overlay, on which the process dies at the given moment, if at any.
-    pub fn new(dies_at: Option<u64>) -> Self {
+    pub fn new(dies_at: Option<u64>, mutant: Option<Mutant>) -> Self {
         let mut empty = document(0);
         edit(&mut empty, &Edit::RemoveOverlay);
         let start = contents(&empty);
         let mut machine = Self {
             disk: Arc::new(Mutex::new(Disk { cache: start.clone(), durable: start })),
             kernel: SimKernel::default(),
-            fate: Arc::new(Mutex::new(Fate { dies_at, ..Fate::default() })),
+            fate: Arc::new(Mutex::new(Fate { dies_at, mutant, ..Fate::default() })),
             clock: TestClock::new(),
             agent: None,
             lives: BTreeMap::new(),
@@ -202,6 +221,7 @@ impl Machine {
             strangers: BTreeMap::new(),
             acknowledged: 0,
             moments: 0,
+            disturbed: false,
             told: Vec::new(),
             faults: Vec::new(),
         };
@@ -246,6 +266,14 @@ impl Machine {
     }
 
     fn happen_once(&mut self, event: &Event) {
+        self.disturbed |= match event {
+            Event::Edit(_) | Event::Attach { .. } | Event::Round | Event::Look | Event::Wait(_) | Event::Notice => {
+                false
+            }
+            Event::Mishap(Mishap::DumpIsCut(_) | Mishap::NothingIsSeen | Mishap::StoreRefuses) => false,
+            Event::End(_) | Event::Harm(..) | Event::Stranger(_) | Event::StrangersLeave => true,
+            Event::Mishap(_) | Event::Crash | Event::PowerCut => true,
+        };
         match event {
             Event::Edit(edit) => self.ask(edit),
             Event::Attach { pid, service, network, global } => {
@@ -304,10 +332,30 @@ impl Machine {
         let round = block_on(agent.engine.round(if all { Scope::Everything } else { Scope::Keys(keys) }));
         let done = round.actions.iter().map(|done| format!("    {} {}: {}", done.verb, done.key, done.result));
         let done: Vec<String> = done.collect();
+        let drift: Vec<String> = round.drift.iter().map(|(key, why)| format!("{key}: {why}")).collect();
         if round.in_sync && round.full {
             agent.committer.editor().settle(round.generation);
         }
         self.told.extend(done);
+        if !self.disturbed && !drift.is_empty() {
+            self.faults.push(format!("drift that nobody made: {drift:?}"));
+        }
+        self.disturbed &= !(round.in_sync && everything);
+        self.shake_hands();
+    }
+
+    /// Every peer that is configured answers.
+    fn shake_hands(&self) {
+        let now = self.clock.now().unix;
+        self.kernel.node(|node| {
+            let peers: Vec<Key> =
+                node.objects().keys().filter(|key| key.subsystem() == Subsystem::Peer).cloned().collect();
+            for peer in peers {
+                if let Key::Peer { device, public_key } = &peer {
+                    node.handshake(device, public_key, now);
+                }
+            }
+        });
     }
 
     fn start(&mut self) {
@@ -317,7 +365,10 @@ impl Machine {
             disk.durable = disk.cache.clone();
             disk.cache.clone()
         };
-        assert!(contents.generation >= self.acknowledged, "I-01: an acknowledged edit is gone");
+        if contents.generation < self.acknowledged {
+            self.faults.push(format!("generation {} was acknowledged and is gone (I-01)", self.acknowledged));
+            self.acknowledged = contents.generation;
+        }
         let document = Document::from_contents(&contents).unwrap();
         let store = SimStore { disk: self.disk.clone(), fate: self.fate.clone() };
         let policy = Policy::default();
@@ -327,9 +378,33 @@ impl Machine {
         let engine = Engine::new(kernel, self.clock.clone(), committer.document(), Facts::new(mark()));
         self.agent = Some(Agent { committer, engine, touched: BTreeSet::new(), everything: true });
         self.know_the_document();
+        if self.is(Mutant::ActBeforeLoad) {
+            let document = self.agent().committer.document();
+            let loaded = std::mem::take(&mut *document.write().unwrap());
+            self.round(true);
+            *document.write().unwrap() = loaded;
+        }
+    }
+
+    fn is(&self, mutant: Mutant) -> bool {
+        lock(&self.fate).mutant == Some(mutant)
+    }
+
+    /// What a program does that believes in leaving nothing behind.
+    fn clean_up(&mut self) {
+        let links: Vec<Action> = self
+            .ours()
+            .into_iter()
+            .filter(|(key, _)| matches!(key, Key::Link(_)))
+            .map(|(key, was)| Action::Delete { key, was })
+            .collect();
+        block_on(self.agent().engine.kernel().execute(&links));
     }
 
     fn restart(&mut self) {
+        if self.is(Mutant::CleanUpAtStop) && !lock(&self.fate).is_dead {
+            self.clean_up();
+        }
         let agent = self.agent.take().unwrap();
         agent.committer.stop();
         {
@@ -360,7 +435,7 @@ impl Machine {
         let netns = netns(pid, self.life(pid));
         self.kernel.node(|node| node.end_container(&netns));
         self.ended.push(netns);
-        if let Some(agent) = &mut self.agent {
+        if let Some(agent) = self.agent.as_mut().filter(|_| lock(&self.fate).mutant != Some(Mutant::DeafToHints)) {
             agent.engine.distrust(Depth::Host);
         }
         *self.lives.entry(pid).or_insert(1) += 1;
@@ -368,6 +443,9 @@ impl Machine {
 
     /// What the agent does about processes that are gone.
     fn notice(&mut self) {
+        if self.is(Mutant::DeafToEnds) {
+            return;
+        }
         let gone: Vec<(AttachmentId, Netns)> = self
             .document()
             .attachments()
@@ -391,7 +469,7 @@ impl Machine {
             changed.subsystem(),
             Subsystem::Device | Subsystem::Peer | Subsystem::Sysctl | Subsystem::Inside | Subsystem::File
         );
-        if is_told {
+        if is_told && !self.is(Mutant::DeafToHints) {
             self.agent().engine.distrust(Depth::Host);
         }
     }

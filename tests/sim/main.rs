@@ -23,6 +23,7 @@ mod desk;
 mod dice;
 mod history;
 mod machine;
+mod mutants;
 mod oracle;
 #[path = "../it/world.rs"]
 #[expect(dead_code, reason = "the tests of single rooms use the rest")]
@@ -30,6 +31,7 @@ mod world;
 
 use history::{Event, Weather, draw};
 use machine::Machine;
+use mutants::Mutant;
 
 const SEEDS: u64 = 5_000;
 /// Events of a history.
@@ -42,7 +44,11 @@ fn seeds() -> u64 {
 
 /// Runs a history; answers what went wrong.
 fn run(events: &[Event], dies_at: Option<u64>) -> (Machine, Vec<String>) {
-    let mut machine = Machine::new(dies_at);
+    run_as(None, events, dies_at)
+}
+
+fn run_as(mutant: Option<Mutant>, events: &[Event], dies_at: Option<u64>) -> (Machine, Vec<String>) {
+    let mut machine = Machine::new(dies_at, mutant);
     events.iter().for_each(|event| machine.happen(event));
     machine.calm_down();
     let faults = std::mem::take(&mut machine.faults);
@@ -149,4 +155,38 @@ fn a_history_ends_the_same_wherever_the_process_is_killed_in_it() {
         whole.moments()
     });
     println!("MEASURED: {count} histories, killed at each of {kills} moments");
+}
+
+/// Histories with all weather that a mutant may survive, and then calm ones in which it is killed.
+const STORMS: u64 = 200;
+const CALMS: u64 = 10;
+
+/// The first thing that is seen to be wrong with a mutant, and where.
+fn what_is_wrong(mutant: Mutant) -> Option<String> {
+    let storm = |seed| {
+        let events = draw(seed, LENGTH, Weather { mishaps: true, strangers: true });
+        let fault = run_as(Some(mutant), &events, None).1.into_iter().next()?;
+        Some(format!("with seed {seed}: {fault}"))
+    };
+    let calm = |seed| {
+        let events = draw(seed, LENGTH, Weather { mishaps: false, strangers: true });
+        let (whole, _) = run_as(Some(mutant), &events, None);
+        (0..whole.moments()).find_map(|moment| {
+            let fault = run_as(Some(mutant), &events, Some(moment)).1.into_iter().next()?;
+            Some(format!("with seed {seed}, killed at moment {moment}: {fault}"))
+        })
+    };
+    (0..STORMS).find_map(storm).or_else(|| (1_000_000..1_000_000 + CALMS).find_map(calm))
+}
+
+#[test]
+fn every_wrong_version_is_caught() {
+    let mut survivors = Vec::new();
+    for mutant in Mutant::ALL {
+        match what_is_wrong(mutant) {
+            Some(found) => println!("MEASURED: {mutant:?} is caught {found}"),
+            None => survivors.push(mutant),
+        }
+    }
+    assert_eq!(survivors, [], "these wrong versions were not caught");
 }
