@@ -214,8 +214,11 @@ impl LinuxKernel {
                 {
                     return sysctls::write(link, setting, *value);
                 }
-                found?;
-                sysctls::write(link, setting, *value)
+                self.monitor.begin(Busy::Setting(found?.index));
+                let outcome = sysctls::write(link, setting, *value);
+                self.monitor.drain();
+                self.monitor.end();
+                outcome
             }
             Some(_) => Err(ActionError::Failed("a setting's action must carry a value".into())),
             // A setting has no "not there": it goes with its link.

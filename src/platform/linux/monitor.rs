@@ -5,7 +5,8 @@
 //! Upholds I-13 (a hint carries no content), I-15 (notifications wait in the kernel's buffer, which is bounded; what was told and not
 //! yet taken is a set with one hint for each subsystem and one more).
 //!
-//! Neither kernel WireGuard nor sysctls send notifications: a peer that somebody removed is found by the periodic full round.
+//! Kernel WireGuard sends no notifications: a peer that somebody removed is found by the periodic full round. Of the settings, those of forwarding and
+//! of the reverse path filter are told of; the others are found in the same way.
 //!
 //! A link sends a notification for every change of its carrier, its counters' owner or its bridge's mind. What counts is whether anything
 //! differs that we describe; so the last known state of each link of ours is kept here. Our own changes of addresses and routes are known by
@@ -43,8 +44,9 @@ use crate::{
 /// Holds about 30,000 route notifications: a routing daemon's restart (A9).
 const RECEIVE_BUFFER: usize = 16 * 1024 * 1024;
 const DATAGRAM_BYTES: usize = 64 * 1024;
-/// `RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE` (linux/rtnetlink.h).
-const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
+/// `RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE` (linux/rtnetlink.h), and as bits
+/// `RTNLGRP_IPV4_NETCONF` (24) and `RTNLGRP_IPV6_NETCONF` (25).
+const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400 | 1 << 23 | 1 << 24;
 /// Read in one go; then others get their turn. Somebody who makes notifications faster than they are read cannot hold us here.
 const DATAGRAMS_AT_ONCE: usize = 4096;
 
@@ -52,6 +54,10 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
+const RTM_NEWNETCONF: u16 = 80;
+/// `struct netconfmsg` with its padding.
+const NETCONFMSG: usize = 4;
+const NETCONFA_IFINDEX: u16 = 1;
 /// `RTPROT_KERNEL`: a route that the kernel made for an address; the address has its own notification.
 const KERNEL_PROTOCOL: u8 = 2;
 const AF_UNSPEC: u8 = 0;
@@ -64,6 +70,8 @@ pub(super) enum Busy {
     /// An address is taken from it.
     Addressing(u32),
     Removing(u32),
+    /// A setting of it is written.
+    Setting(u32),
 }
 
 /// What the last round was about: by it notifications are told from noise.
@@ -275,6 +283,11 @@ fn classify(message: &Message<'_>, scope: &Scope, mark: Mark) -> Option<Subsyste
                 };
             concerns.then_some(Subsystem::Route)
         }
+        RTM_NEWNETCONF => {
+            let mut attributes = NlasIterator::new(body.get(NETCONFMSG..)?).flatten();
+            let index = u32_at(attributes.find(|attribute| attribute.kind() == NETCONFA_IFINDEX)?.value(), 0)?;
+            (scope.concerns(index) && scope.busy.is_none()).then_some(Subsystem::Sysctl)
+        }
         _ => None,
     }
 }
@@ -288,7 +301,7 @@ fn classify_link(message: &Message<'_>, scope: &Scope, mark: Mark) -> Option<Sub
     let is_own_doing = match &scope.busy {
         Some(Busy::Making(name)) => *name == link.name && link.is_ours(mark),
         Some(Busy::Changing(index) | Busy::Removing(index)) => *index == link.index,
-        Some(Busy::Addressing(_)) | None => false,
+        Some(Busy::Addressing(_) | Busy::Setting(_)) | None => false,
     };
     if is_own_doing {
         return None;
@@ -427,6 +440,14 @@ mod tests {
         assert_eq!(told(RTM_NEWADDR), None);
         assert_eq!(told(RTM_DELADDR), Some(Subsystem::Address));
         assert_eq!(hint(RTM_NEWADDR, 0, &address(7, "fd00::2")), Some(Subsystem::Address));
+    }
+
+    #[test]
+    fn a_setting_of_a_link_of_ours_wakes_unless_we_are_writing() {
+        let setting = |index: u8| [2, 0, 0, 0, 8, 0, 1, 0, index, 0, 0, 0, 8, 0, 3, 0, 1, 0, 0, 0];
+        assert_eq!(hint(RTM_NEWNETCONF, 0, &setting(7)), Some(Subsystem::Sysctl));
+        assert_eq!(hint(RTM_NEWNETCONF, 0, &setting(8)), None);
+        assert_eq!(hint_while(Some(Busy::Setting(7)), RTM_NEWNETCONF, 0, &setting(7)), None);
     }
 
     #[test]

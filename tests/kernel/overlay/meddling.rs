@@ -361,7 +361,7 @@ pub const MEDDLINGS: [Meddling; 18] = [
         act: change_sysctl,
         lines: &[("~ sysctl/", "value 1 -> 2")],
         drift: &[("sysctl", "changed")],
-        hinted: false,
+        hinted: true,
     },
     Meddling {
         what: "extra address of ours",
