@@ -41,6 +41,8 @@ fn creates_fallback(step: &Step) -> bool {
 fn rank(action: &Action) -> u8 {
     let key = action.key();
     match action {
+        // An address leaves a port when that has gone, and before the next one is made.
+        Action::Update { from: Spec::Member(from), to: Spec::Member(to), .. } if !from.ports.is_subset(&to.ports) => 8,
         Action::Create { spec, .. } | Action::Update { to: spec, .. } => match key.subsystem() {
             Subsystem::Route if is_fallback(spec) => 0,
             Subsystem::File => 1,
@@ -123,6 +125,10 @@ fn depends_on(later: &Action, failed: &Action) -> bool {
             Action::Delete { key: Key::Link(name), .. } | Action::Update { key: Key::Inside(name), .. },
             Action::Delete { was: Spec::Member(MemberSpec { ports, .. }), .. },
         ) => ports.contains(name),
+        (
+            Action::Delete { key: Key::Link(name), .. },
+            Action::Update { from: Spec::Member(from), to: Spec::Member(to), .. },
+        ) => from.ports.contains(name) && !to.ports.contains(name),
         (Action::Delete { was, .. }, Action::Delete { key: Key::Ruleset, .. }) => is_port(was),
         (Action::Delete { key, .. }, Action::Create { key: same, .. }) => key == same,
         (

@@ -246,7 +246,7 @@ impl Planner<'_> {
         (!will_be).then(|| Withheld::WaitsFor(member.clone()))
     }
 
-    /// The side of a container that still has an address which is to be another's.
+    /// The side of a container that still has an address which is to be another's, and keeps its port: one that goes is gone by then.
     fn former_holder(&self, address: &IpAddr) -> Option<Key> {
         let member = Key::Member(*address);
         let (Some(Spec::Member(is)), Some(Spec::Member(wanted))) =
@@ -260,7 +260,8 @@ impl Planner<'_> {
                 Some(Spec::Inside(is)) if is.addresses.iter().any(|net| net.addr() == *address)
             )
         };
-        is.ports.difference(&wanted.ports).map(|port| Key::Inside(port.clone())).find(has)
+        let former = is.ports.difference(&wanted.ports).filter(|port| !self.leaving.contains(*port));
+        former.map(|port| Key::Inside(port.clone())).find(has)
     }
 
     /// True when the rules that a port needs round it are there, or are made before it.
