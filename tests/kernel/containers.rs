@@ -11,5 +11,5 @@ mod modes;
 mod published;
 mod refusals;
 mod scale;
-mod scene;
+pub mod scene;
 mod sweep;

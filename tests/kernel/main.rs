@@ -9,6 +9,7 @@ mod agent_process;
 mod conformance;
 mod container;
 mod containers;
+mod crash;
 mod demo;
 mod device;
 mod device_life;

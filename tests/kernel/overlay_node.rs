@@ -190,6 +190,15 @@ impl OverlayNode {
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
     }
 
+    pub fn agent_pid(&self) -> i32 {
+        i32::try_from(self.agent.as_ref().unwrap().id()).unwrap()
+    }
+
+    /// The agent has died, and somebody else has waited for it.
+    pub fn forget_agent(&mut self) {
+        self.agent = None;
+    }
+
     /// Runs another command of overlayd inside the node.
     pub fn command(&self, arguments: &[&str]) -> Output {
         let mut command = self.overlayd();

@@ -1,0 +1,262 @@
+//! The agent killed at every system call by which an operation changes something, and started again.
+//!
+//! Owns the order of such a test: one run that is not disturbed, then one run for each moment. Leaves tracing to `tracer.rs` and the
+//! operations to `scene.rs`.
+//!
+//! Upholds I-01 and I-02 as seen from outside: whenever the agent dies, the node ends as if it had not, and unrelated traffic goes on.
+//!
+//! An ordinary run takes a sample whose offset comes from a seed; `OVERLAYD_CRASH_ALL=1` takes every moment, `OVERLAYD_CRASH_SEED` repeats
+//! a sample.
+
+mod calls;
+mod scene;
+mod tracer;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use overlayd::{client::Client, wire::Response};
+
+use self::{
+    calls::Call,
+    scene::{Operation, Scene},
+    tracer::{Moment, Trace, kill_at},
+};
+use crate::{
+    lab::{isolated_as, skip},
+    overlay_node::{block_on, until},
+};
+
+/// Kills in a run that takes a sample.
+const SAMPLE: usize = 8;
+/// After this long a state that differs is a failure.
+const SETTLED: Duration = Duration::from_secs(5);
+
+/// A traced run of the operation that ends with the agent's death.
+struct Run {
+    trace: Trace,
+    /// What the client was told before the agent died.
+    answer: Option<Response>,
+}
+
+fn run(scene: &mut Scene, moment: Option<Moment>) -> Run {
+    let (socket, request) = (scene.node.socket(), scene.request());
+    let agent = scene.node.agent_pid();
+    let answer = Arc::new(OnceLock::new());
+    let (answered, mut client) = (Arc::clone(&answer), None);
+    let begin = || {
+        client = Some(std::thread::spawn(move || {
+            let response = block_on(async { Client::connect(&socket).await.ok()?.request(request).await.ok() });
+            let _ = answered.set(response);
+        }));
+    };
+    // A thread of its own: it is to have no children of which it would wait.
+    let traced =
+        std::thread::scope(|scope| scope.spawn(|| kill_at(agent, moment, begin, || answer.get().is_some())).join());
+    let trace = traced.unwrap();
+    client.expect("it was begun").join().unwrap();
+    scene.node.forget_agent();
+    let answer = answer.get().cloned().flatten();
+    Run { trace, answer }
+}
+
+/// Starts the agent again and waits until it is in sync; says which of both did not happen.
+fn recover(scene: &mut Scene, told: Option<&Response>, expected: Option<&Response>) -> Result<(), String> {
+    scene.node.start();
+    if told.is_none() {
+        let again = scene.node.ask(scene.request());
+        if let Some(expected) = expected
+            && !Scene::is_same_answer(expected, &again)
+        {
+            return Err(format!("answered {again:?} to the repeated request, {expected:?} otherwise"));
+        }
+    }
+    until("the agent is in sync", || scene.node.total("overlayd_in_sync") == 1.0);
+    Ok(())
+}
+
+/// What is only in one of two states; waits a while for there to be nothing.
+fn difference(scene: &Scene, expected: &[String]) -> Vec<String> {
+    let begun = Instant::now();
+    loop {
+        let state = scene.state();
+        let only = |here: &[String], there: &[String], sign| {
+            let lines = here.iter().filter(|line| !there.contains(line));
+            lines.map(|line| format!("{sign} {line}")).collect::<Vec<_>>()
+        };
+        let found = [only(expected, &state, '-'), only(&state, expected, '+')].concat();
+        if found.is_empty() || begun.elapsed() > SETTLED {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Every moment of an operation, in order.
+fn moments(calls: &[Call]) -> Vec<Moment> {
+    let each = calls.iter().enumerate().flat_map(|(number, call)| {
+        let after = call.is_send.then_some(Moment::After(number));
+        [Some(Moment::Before(number)), after].into_iter().flatten()
+    });
+    each.collect()
+}
+
+/// All of them, or every so manieth from an offset that the seed gives.
+fn chosen(all: &[Moment], seed: u64) -> Vec<Moment> {
+    if std::env::var_os("OVERLAYD_CRASH_ALL").is_some() {
+        return all.to_vec();
+    }
+    let step = all.len().div_ceil(SAMPLE).max(1);
+    let offset = usize::try_from(seed % step as u64).unwrap();
+    all.iter().skip(offset).step_by(step).copied().collect()
+}
+
+fn seed() -> u64 {
+    let given = std::env::var("OVERLAYD_CRASH_SEED").ok().and_then(|text| text.parse().ok());
+    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
+}
+
+/// The operation undisturbed: its calls, its answer, and the states before and after it.
+struct Reference {
+    calls: Vec<Call>,
+    answer: Option<Response>,
+    before: Vec<String>,
+    after: Vec<String>,
+}
+
+fn reference(scene: &mut Scene) -> Reference {
+    scene.prepare();
+    let before = scene.state();
+    let Run { trace, answer } = run(scene, None);
+    assert!(matches!(answer, Some(ref answer) if !matches!(answer, Response::Err { .. })), "{answer:?}");
+    recover(scene, answer.as_ref(), None).unwrap();
+    assert_eq!(scene.node.actions(), 0.0, "an agent that was not disturbed left work to the next");
+    let after = scene.state();
+    assert_ne!(before, after, "the operation does something");
+    Reference { calls: trace.calls, answer, before, after }
+}
+
+/// What came of the kills.
+#[derive(Default)]
+struct Tally {
+    killed: usize,
+    same: usize,
+    /// The run made fewer calls than the first one did.
+    beyond: usize,
+    failures: Vec<String>,
+}
+
+fn one_kill(scene: &mut Scene, reference: &Reference, moment: Moment, tally: &mut Tally) {
+    scene.prepare();
+    let unlike = difference(scene, &reference.before);
+    assert!(unlike.is_empty(), "the way back to the state before differs: {unlike:#?}");
+    let Run { trace, answer } = run(scene, Some(moment));
+    tally.killed += 1;
+    tally.beyond += usize::from(!trace.was_reached);
+    let told = answer.clone();
+    let recovered = recover(scene, answer.as_ref(), reference.answer.as_ref());
+    let unlike = difference(scene, &reference.after);
+    if recovered.is_ok() && unlike.is_empty() {
+        tally.same += 1;
+        return;
+    }
+    let last: Vec<_> = trace.calls.iter().rev().take(3).collect();
+    tally.failures.push(format!("{moment:?}, calls {last:?}, answer {told:?}: {recovered:?} {unlike:#?}"));
+}
+
+fn kinds(calls: &[Call]) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for call in calls {
+        let kind = if call.is_send { format!("{} {}", call.name, call.target) } else { call.name.to_owned() };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    kinds
+}
+
+fn killed_at_every_call<F: FnOnce()>(operation: Operation, _named: F) {
+    isolated_as::<F>(|| {
+        if !cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+            skip("the calls of this processor are not known");
+        }
+        let mut scene = Scene::new(operation);
+        assert!(scene.reach(), "the flow that must not notice");
+        let reference = reference(&mut scene);
+        let (all, seed) = (moments(&reference.calls), seed());
+        let pinger = scene.pinger();
+        let mut tally = Tally::default();
+        let begun = Instant::now();
+        for moment in chosen(&all, seed) {
+            one_kill(&mut scene, &reference, moment, &mut tally);
+        }
+        let pings = pinger.finish();
+        let name = operation.name();
+        println!(
+            "MEASURED: {name}: {} calls, {} moments, killed {}, the same after {}, lost {} of {} pings, not reached {}, seed {seed}, {:.1} s",
+            reference.calls.len(),
+            all.len(),
+            tally.killed,
+            tally.same,
+            pings.lost,
+            pings.sent,
+            tally.beyond,
+            begun.elapsed().as_secs_f64(),
+        );
+        println!("MEASURED: {name}: {:?}", kinds(&reference.calls));
+        assert!(tally.killed > 0 && tally.failures.is_empty(), "seed {seed}: {}", tally.failures.join("\n"));
+        assert!(tally.beyond * 2 < tally.killed + 1, "most moments were never reached");
+        assert_eq!(pings.lost, 0, "{pings:?}");
+    });
+}
+
+#[test]
+fn a_setup_of_a_segment_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::SetupSegment, || {});
+}
+
+#[test]
+fn a_removal_of_a_segment_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::RemoveSegment, || {});
+}
+
+#[test]
+fn a_prune_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::Prune, || {});
+}
+
+#[test]
+fn an_attach_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::Attach, || {});
+}
+
+#[test]
+fn a_detach_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::Detach, || {});
+}
+
+#[test]
+fn a_change_of_isolation_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::ChangeIsolation, || {});
+}
+
+#[test]
+fn an_added_peer_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::AddPeer, || {});
+}
+
+#[test]
+fn a_moved_allowed_ip_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::MoveAllowedIp, || {});
+}
+
+#[test]
+fn a_setup_of_the_overlay_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::SetupOverlay, || {});
+}
+
+#[test]
+fn a_teardown_of_the_overlay_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::TeardownOverlay, || {});
+}

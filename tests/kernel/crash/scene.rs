@@ -1,0 +1,195 @@
+//! The operations that an agent is killed in, and the node that they are asked of.
+//!
+//! Owns the requests, the way back to the state before them, and the text that two states are compared by. Leaves killing to `tracer.rs`.
+
+use std::{net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
+
+use overlayd::{
+    ids::WgPublicKey,
+    wire::{OverlayMode, PeerScope, Request, Response},
+};
+
+use crate::{
+    container::Container,
+    containers::scene::{Wish, bridge_of, inner, single_with},
+    lab::Node,
+    overlay_node::{IPV4, OverlayNode, PORT, add_peer, setup_request},
+    overlay_ping::Pinger,
+};
+
+/// Between two pings of the flow that must not notice.
+const PING_PAUSE: Duration = Duration::from_millis(10);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    SetupSegment,
+    RemoveSegment,
+    Prune,
+    Attach,
+    Detach,
+    ChangeIsolation,
+    AddPeer,
+    MoveAllowedIp,
+    SetupOverlay,
+    TeardownOverlay,
+}
+
+impl Operation {
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::SetupSegment => "setup of a segment",
+            Operation::RemoveSegment => "removal of a segment",
+            Operation::Prune => "prune of a segment",
+            Operation::Attach => "attach",
+            Operation::Detach => "detach",
+            Operation::ChangeIsolation => "change of isolation",
+            Operation::AddPeer => "add peer",
+            Operation::MoveAllowedIp => "move of an allowed IP",
+            Operation::SetupOverlay => "setup of the overlay",
+            Operation::TeardownOverlay => "teardown of the overlay",
+        }
+    }
+
+    /// Whether no service outlives it, so that the unrelated flow is one of the host.
+    fn takes_all(self) -> bool {
+        matches!(self, Operation::SetupOverlay | Operation::TeardownOverlay)
+    }
+}
+
+pub struct Scene {
+    pub node: OverlayNode,
+    operation: Operation,
+    /// The bridge of the service whose flow must not notice.
+    bystander: Option<String>,
+    subject: Container,
+    flow: (Node, IpAddr),
+    /// What must live as long as the flow.
+    _others: (Vec<Container>, Option<Node>),
+}
+
+impl Scene {
+    pub fn new(operation: Operation) -> Self {
+        let node = single_with(IPV4, &["--address-rest-secs", "0"]);
+        let subject = Container::new();
+        if operation.takes_all() {
+            let outside = Node::new();
+            let (own, far) = (IpAddr::from([198, 51, 100, 1]), IpAddr::from([198, 51, 100, 2]));
+            node.node.wire(&outside, own, far, 24);
+            let flow = (node.node.twin(), far);
+            return Self { node, operation, bystander: None, subject, flow, _others: (Vec::new(), Some(outside)) };
+        }
+        let bystander = Some(bridge_of(&node.segment("web", OverlayMode::Auto)));
+        let (one, other) = (Container::new(), Container::new());
+        node.attach(&one, Wish::to("web"));
+        let far = node.attach(&other, Wish::to("web"));
+        let flow = (one.node(), far);
+        Self { node, operation, bystander, subject, flow, _others: (vec![one, other], None) }
+    }
+
+    pub fn pinger(&self) -> Pinger {
+        Pinger::start(&self.flow.0, self.flow.1, PING_PAUSE)
+    }
+
+    pub fn reach(&self) -> bool {
+        crate::overlay_ping::first_reply(&self.flow.0, self.flow.1, Duration::from_secs(10)).is_some()
+    }
+
+    /// Brings the node to the state before the operation, from any state that the operation can leave.
+    pub fn prepare(&self) {
+        for request in self.before() {
+            self.node.request(request);
+        }
+    }
+
+    fn before(&self) -> Vec<Request> {
+        let segment = Request::SetupServiceOverlay { service: "api".into(), mode: OverlayMode::Auto };
+        let attach = Wish::to("api").of(&self.subject);
+        match self.operation {
+            Operation::SetupSegment => vec![Request::TeardownServiceOverlay { service: "api".into() }],
+            Operation::RemoveSegment | Operation::Prune => vec![segment],
+            Operation::Attach => vec![segment, self.subject.detach()],
+            Operation::Detach => vec![segment, attach],
+            Operation::ChangeIsolation => vec![segment, Wish::to("api").fenced("red").global().of(&self.subject)],
+            Operation::AddPeer => {
+                vec![Request::RemovePeer { pubkey: key(1).to_string(), scope: PeerScope::Global }]
+            }
+            Operation::MoveAllowedIp => vec![
+                add_peer(&key(1), "192.0.2.101:51820", "10.200.101.0/24"),
+                add_peer(&key(2), "192.0.2.102:51820", "10.200.102.0/24"),
+                moved_to(1),
+            ],
+            Operation::SetupOverlay => vec![Request::TeardownGlobalOverlay],
+            Operation::TeardownOverlay => vec![
+                setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT),
+                add_peer(&key(1), "192.0.2.101:51820", "10.200.101.0/24"),
+                segment,
+                Wish::to("api").global().of(&self.subject),
+            ],
+        }
+    }
+
+    pub fn request(&self) -> Request {
+        match self.operation {
+            Operation::SetupSegment => Request::SetupServiceOverlay { service: "api".into(), mode: OverlayMode::Auto },
+            Operation::RemoveSegment => Request::TeardownServiceOverlay { service: "api".into() },
+            Operation::Prune => {
+                Request::PruneOrphanBridges { live_bridge_names: self.bystander.clone().into_iter().collect() }
+            }
+            Operation::Attach => Wish::to("api").global().fenced("red").of(&self.subject),
+            Operation::Detach => self.subject.detach(),
+            Operation::ChangeIsolation => Wish::to("api").fenced("blue").global().of(&self.subject),
+            Operation::AddPeer => add_peer(&key(1), "192.0.2.101:51820", "10.200.101.0/24"),
+            Operation::MoveAllowedIp => moved_to(2),
+            Operation::SetupOverlay => setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT),
+            Operation::TeardownOverlay => Request::TeardownGlobalOverlay,
+        }
+    }
+
+    /// Whether two answers to the operation say the same; one that a repeated request got may say that there is nothing to do any more.
+    pub fn is_same_answer(first: &Response, again: &Response) -> bool {
+        match (first, again) {
+            (Response::PrunedBridges { .. }, Response::PrunedBridges { .. }) => true,
+            (first, again) => first == again,
+        }
+    }
+
+    /// The node as lines of text: objects of ours, the inside of the container, device processes. Keys are compared by whether they are
+    /// the document's: a new overlay may have a new one.
+    pub fn state(&self) -> Vec<String> {
+        let seen = self.node.observe().objects;
+        let mut lines: Vec<String> =
+            seen.iter().map(|(key, seen)| format!("{key} {:?} {:?}", seen.spec, seen.owner)).collect();
+        if let Some(key) = self.node.status().public_key {
+            lines = lines.iter().map(|line| line.replace(&key, "KEY")).collect();
+        }
+        for link in ["eth0", "eth1"] {
+            lines.push(format!("inside {link} {:?}", inner(&self.subject, link)));
+        }
+        lines.push(format!("device processes {}", self.device_processes()));
+        let sockets = std::fs::read_dir(self.node.uapi_dir()).into_iter().flatten().flatten();
+        lines.extend(sockets.map(|entry| format!("socket {}", entry.file_name().to_string_lossy())));
+        lines.sort();
+        lines
+    }
+
+    fn device_processes(&self) -> usize {
+        let namespace = |path: String| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        let own = self.node.node.run(move || namespace("/proc/thread-self/ns/net".into()));
+        let pids = std::fs::read_dir("/proc").unwrap().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let is_device = |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"wg-device")
+                && namespace(format!("/proc/{pid}/ns/net")) == own
+        };
+        pids.filter(is_device).count()
+    }
+}
+
+fn key(number: u8) -> WgPublicKey {
+    WgPublicKey::from_bytes([number; 32])
+}
+
+fn moved_to(peer: u8) -> Request {
+    Request::AddAllowedIp { pubkey: key(peer).to_string(), cidr: "10.200.150.0/24".into(), scope: PeerScope::Global }
+}
