@@ -25,6 +25,10 @@ sim seeds="50000":
 bench *arguments:
     cargo bench {{arguments}}
 
+# The agent killed at every system call that changes something, ten operations: some minutes. Prints a line for each.
+crash:
+    OVERLAYD_CRASH_ALL=1 cargo test --test kernel crash::
+
 # Two nodes in namespaces of their own: converge, ping, kill, drift, repair.
 demo *arguments:
     cargo run --release -- demo {{arguments}}

@@ -25,6 +25,9 @@ pub struct Call {
 /// Bits of `nlmsg_flags` that ask for a dump (linux/netlink.h: NLM_F_ROOT | NLM_F_MATCH).
 const DUMP: u16 = 0x300;
 
+/// What is only between a process and a descriptor of its own (asm-generic/ioctls.h: TCGETS, FIONREAD, FIONBIO, FIOCLEX).
+const QUESTIONS: [u64; 4] = [0x5401, 0x541b, 0x5421, 0x5451];
+
 /// The calls that can matter, by number.
 const NAMES: &[(libc::c_long, &str)] = &[
     (libc::SYS_sendto, "sendto"),
@@ -73,9 +76,7 @@ pub fn relevant(process: i32, tid: i32, number: u64, arguments: [u64; 6]) -> Opt
         "mkdirat" | "unlinkat" | "renameat2" => call(text(tid, arguments[1]), false),
         "ioctl" => {
             let target = descriptor(tid, arguments[0])?;
-            // Questions about a descriptor; the low byte of a real one is the driver's number.
-            let is_question = [libc::FIONREAD as u64, libc::FIONBIO as u64, libc::TCGETS as u64, libc::FIOCLEX as u64]
-                .contains(&arguments[1]);
+            let is_question = QUESTIONS.contains(&arguments[1]);
             if is_question { None } else { call(target, false) }
         }
         _ => {

@@ -5,7 +5,9 @@
 use std::{net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
 
 use overlayd::{
+    action::Action,
     ids::WgPublicKey,
+    object::{Key, LinkKind, LinkSpec, Spec},
     wire::{OverlayMode, PeerScope, Request, Response},
 };
 
@@ -39,7 +41,7 @@ impl Operation {
         match self {
             Operation::SetupSegment => "setup of a segment",
             Operation::RemoveSegment => "removal of a segment",
-            Operation::Prune => "prune of a segment",
+            Operation::Prune => "prune of a stray bridge",
             Operation::Attach => "attach",
             Operation::Detach => "detach",
             Operation::ChangeIsolation => "change of isolation",
@@ -101,12 +103,30 @@ impl Scene {
         }
     }
 
+    /// What happens on the node when the agent is traced already, right before the request.
+    pub fn provoke(&self) {
+        if self.operation == Operation::Prune {
+            // A segment is pruned a minute after it was made; a bridge with our mark and no segment at once, perhaps before the request.
+            let spec = Spec::Link(LinkSpec::up(LinkKind::Bridge, 1420));
+            let create = Action::Create { key: Key::Link("zl-e2e-0-lost-b".parse().unwrap()), spec };
+            for outcome in self.node.execute(vec![create]) {
+                outcome.unwrap();
+            }
+        }
+    }
+
+    /// Whether the states before and after the operation are two.
+    pub fn changes(&self) -> bool {
+        self.operation != Operation::Prune
+    }
+
     fn before(&self) -> Vec<Request> {
         let segment = Request::SetupServiceOverlay { service: "api".into(), mode: OverlayMode::Auto };
         let attach = Wish::to("api").of(&self.subject);
         match self.operation {
             Operation::SetupSegment => vec![Request::TeardownServiceOverlay { service: "api".into() }],
-            Operation::RemoveSegment | Operation::Prune => vec![segment],
+            Operation::RemoveSegment => vec![segment],
+            Operation::Prune => Vec::new(),
             Operation::Attach => vec![segment, self.subject.detach()],
             Operation::Detach => vec![segment, attach],
             Operation::ChangeIsolation => vec![segment, Wish::to("api").fenced("red").global().of(&self.subject)],
