@@ -265,11 +265,20 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         round
     }
 
-    /// Adds what belongs to `keys`, so that one plan sees all sides: the peers from which an allowed IP moves away, and what is on a link.
+    /// Adds what belongs to `keys`, so that one plan sees all sides: the peers from which an allowed IP moves away, the ports at which the
+    /// firewall knows an address, and what is on a link.
     fn widen(&self, keys: &mut BTreeSet<Key>) {
         let document = self.document();
         let view = self.view.read();
         let mut others = companions(&document, &self.facts, keys);
+        // Those of a container that could not be taken off the overlay yet, too: nothing else tells that they had this address.
+        let ports = keys.iter().filter_map(|key| match view.snapshot.find(key).map(|seen| &seen.spec) {
+            Some(Spec::Member(member)) => Some(&member.ports),
+            _ => None,
+        });
+        keys.extend(
+            ports.flatten().flat_map(|port| [Key::Link(port.clone()), Key::Inside(port.clone())]).collect::<Vec<_>>(),
+        );
         for key in keys.iter() {
             if let Key::Link(name) = key {
                 others.extend(view.snapshot.on_link(name).cloned());

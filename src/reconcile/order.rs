@@ -108,11 +108,15 @@ impl<'a> Undone<'a> {
 fn depends_on(later: &Action, failed: &Action) -> bool {
     let needs_link = |spec: &Spec, name: &IfName| needed_link(later.key(), spec) == Some(name);
     match (failed, later) {
-        // A port comes after the rules that fence it in, and not without them.
+        // A port comes after the rules that fence it in, and not without them; nor is a container that is there already wired again.
         (
             Action::Create { key: Key::Ruleset, .. } | Action::Update { key: Key::Ruleset, .. },
             Action::Create { key, spec },
-        ) => matches!(key, Key::Member(_)) || is_port(spec),
+        ) => matches!(key, Key::Member(_) | Key::Inside(_)) || is_port(spec),
+        (
+            Action::Create { key: Key::Ruleset, .. } | Action::Update { key: Key::Ruleset, .. },
+            Action::Update { key: Key::Inside(_), .. },
+        ) => true,
         (
             Action::Create { spec: Spec::Member(MemberSpec { ports, .. }), .. }
             | Action::Update { to: Spec::Member(MemberSpec { ports, .. }), .. },

@@ -189,7 +189,7 @@ impl Planner<'_> {
     /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
     fn obstacle(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
         let is_new_port = is_port(spec) && self.snapshot.find(key).is_none();
-        if (is_new_port || matches!(key, Key::Member(_))) && !self.is_fenced() {
+        if (is_new_port || matches!(key, Key::Member(_) | Key::Inside(_))) && !self.is_fenced() {
             return Some(Withheld::WaitsFor(Key::Ruleset));
         }
         if let Some(withheld) = self.not_let_in(key, spec) {
@@ -267,7 +267,12 @@ impl Planner<'_> {
     /// True when the rules that a port needs round it are there, or are made before it.
     fn is_fenced(&self) -> bool {
         let stands = |seen: &Observed| matches!(&seen.spec, Spec::Ruleset(ruleset) if ruleset.intact && seen.is_ours());
-        self.target.wants(&Key::Ruleset).is_some() || self.snapshot.find(&Key::Ruleset).is_some_and(stands)
+        let seen = self.snapshot.find(&Key::Ruleset);
+        let is_made = || {
+            let is_possible = seen.map_or(self.snapshot.is_whole(Subsystem::Ruleset), Observed::is_ours);
+            self.target.wants(&Key::Ruleset).is_some() && is_possible
+        };
+        seen.is_some_and(stands) || is_made()
     }
 
     fn goes_with_its_link(&self, key: &Key, spec: &Spec) -> bool {

@@ -42,6 +42,11 @@ fn seeds() -> u64 {
     std::env::var("OVERLAYD_SIM_SEEDS").map_or(SEEDS, |text| text.parse().expect("OVERLAYD_SIM_SEEDS is a number"))
 }
 
+/// The first of them, for a search that goes on where another ended: `OVERLAYD_SIM_FIRST`.
+fn first_seed() -> u64 {
+    std::env::var("OVERLAYD_SIM_FIRST").map_or(0, |text| text.parse().expect("OVERLAYD_SIM_FIRST is a number"))
+}
+
 /// Runs a history; answers what went wrong.
 fn run(events: &[Event], dies_at: Option<u64>) -> (Machine, Vec<String>) {
     run_as(None, events, dies_at)
@@ -96,14 +101,14 @@ fn differs_from(one: &Machine, other: &Machine) -> String {
     objects.chain(records).chain([format!("  generation {}", mine.generation)]).collect::<Vec<_>>().join("\n")
 }
 
-/// Runs `work` on every seed, on all processors.
-fn for_all_seeds(count: u64, work: impl Fn(u64) -> u64 + Sync) -> u64 {
+/// Runs `work` on so many seeds, on all processors.
+fn for_all_seeds(first: u64, count: u64, work: impl Fn(u64) -> u64 + Sync) -> u64 {
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
     std::thread::scope(|scope| {
         let parts: Vec<_> = (0..threads)
-            .map(|first| {
+            .map(|thread| {
                 let work = &work;
-                let mine = (first..count).step_by(usize::try_from(threads).unwrap());
+                let mine = (first + thread..first + count).step_by(usize::try_from(threads).unwrap());
                 scope.spawn(move || mine.map(work).sum::<u64>())
             })
             .collect();
@@ -114,7 +119,7 @@ fn for_all_seeds(count: u64, work: impl Fn(u64) -> u64 + Sync) -> u64 {
 #[test]
 fn whatever_happens_nothing_is_broken_meanwhile_and_all_is_right_afterwards() {
     let weather = Weather { mishaps: true, strangers: true };
-    let moments = for_all_seeds(seeds(), |seed| {
+    let moments = for_all_seeds(first_seed(), seeds(), |seed| {
         let events = draw(seed, LENGTH, weather);
         let (machine, faults) = run(&events, None);
         if !faults.is_empty() {
@@ -130,7 +135,7 @@ fn whatever_happens_nothing_is_broken_meanwhile_and_all_is_right_afterwards() {
 fn a_history_ends_the_same_wherever_the_process_is_killed_in_it() {
     let weather = Weather { mishaps: false, strangers: true };
     let count = (seeds() / 200).max(1);
-    let kills = for_all_seeds(count, |seed| {
+    let kills = for_all_seeds(first_seed() / 200, count, |seed| {
         let events = draw(1_000_000 + seed, LENGTH, weather);
         let (whole, faults) = run(&events, None);
         assert!(faults.is_empty(), "{}", story(seed, &events, None));

@@ -44,7 +44,7 @@ pub(super) fn lower_one(
         filter_loosely(&device, network, since, target);
         forward(&device, network, facts, since, target);
     }
-    lower_routes(document, overlay, service, &device, facts, target);
+    lower_routes(document, overlay, service, (&device, since), facts, target);
 }
 
 fn lower_bridge(net: &SegmentNet, facts: &Facts, since: u64, target: &mut Target) {
@@ -69,7 +69,7 @@ fn lower_routes(
     document: &Document,
     overlay: &OverlayRecord,
     service: &ServiceName,
-    device: &IfName,
+    (device, since): (&IfName, u64),
     facts: &Facts,
     target: &mut Target,
 ) {
@@ -81,7 +81,8 @@ fn lower_routes(
     for peer in document.service_peers(service).values() {
         for network in peer.allowed_ips.iter().filter(|network| is_inside(network)) {
             let route = Key::Route { destination: *network, metric: facts.mark.route_metric() };
-            target.want(route, Spec::Route(RouteSpec::Through(device.clone())), peer.since);
+            // The device's name changes with the overlay's, and is no peer's doing.
+            target.want(route, Spec::Route(RouteSpec::Through(device.clone())), peer.since.max(since));
         }
     }
 }
