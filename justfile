@@ -19,7 +19,7 @@ test *arguments:
 
 # The simulation with many more histories: `just sim 1000000` (or `just sim SEEDS=1000000`) for a night.
 sim seeds="50000":
-    seeds="{{seeds}}"; OVERLAYD_SIM_SEEDS="${seeds#SEEDS=}" cargo test --release --test sim -- --nocapture
+    seeds="{{seeds}}"; OVERLAYD_SIM_SEEDS="${seeds#SEEDS=}" cargo test --profile hunt --test sim -- --nocapture
 
 # Measurements. Never asserted by a test.
 bench *arguments:

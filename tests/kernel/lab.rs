@@ -37,8 +37,10 @@ const INSIDE: &str = "OVERLAYD_KERNEL_LAB";
 const SKIP: i32 = 77;
 /// Longest time one test may take.
 const TEST_LIMIT: Duration = Duration::from_secs(180);
-/// The same for a test that is asked for every case.
-const LONG_LIMIT: Duration = Duration::from_secs(1800);
+/// The same for a test that is asked for every case, or for hours.
+const LONG_LIMIT: Duration = Duration::from_secs(4 * 3600);
+/// What asks for that.
+const LONG: [&str; 2] = ["OVERLAYD_CRASH_ALL", "OVERLAYD_SOAK_SECS"];
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
@@ -68,7 +70,8 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
         let _ = stdout.read_to_string(&mut text);
         text
     });
-    let limit = if std::env::var_os("OVERLAYD_CRASH_ALL").is_some() { LONG_LIMIT } else { TEST_LIMIT };
+    let is_long = LONG.iter().any(|variable| std::env::var_os(variable).is_some());
+    let limit = if is_long { LONG_LIMIT } else { TEST_LIMIT };
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;

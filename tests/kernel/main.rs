@@ -14,6 +14,8 @@ mod demo;
 mod device;
 mod device_life;
 mod device_scale;
+#[path = "../sim/dice.rs"]
+mod dice;
 mod lab;
 mod linux;
 mod overlay;
@@ -22,6 +24,7 @@ mod overlay_ping;
 mod probe;
 #[path = "../it/script/mod.rs"]
 mod script;
+mod soak;
 mod tunnel;
 mod witness;
 #[path = "../it/world.rs"]

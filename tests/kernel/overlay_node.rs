@@ -52,6 +52,8 @@ pub struct OverlayNode {
     state_dir: PathBuf,
     /// More arguments of `overlayd run`.
     pub flags: Vec<String>,
+    /// What its agent logs.
+    pub log_level: &'static str,
     /// Capabilities that its agent is started without, by number.
     pub lacking: Vec<libc::c_ulong>,
     agent: Option<Child>,
@@ -106,6 +108,7 @@ impl OverlayNode {
             name: name.to_owned(),
             state_dir: std::fs::canonicalize(state_dir).unwrap(),
             flags: vec!["--resync-secs=3600".into()],
+            log_level: "debug",
             lacking: Vec::new(),
             agent: None,
         }
@@ -121,6 +124,11 @@ impl OverlayNode {
 
     pub fn log(&self) -> String {
         std::fs::read_to_string(format!("/run/{}.log", self.name)).unwrap_or_default()
+    }
+
+    /// Empties the log.
+    pub fn forget_log(&self) {
+        std::fs::write(format!("/run/{}.log", self.name), "").unwrap();
     }
 
     pub fn mark(&self) -> Mark {
@@ -140,7 +148,7 @@ impl OverlayNode {
     pub fn spawn(&mut self) {
         let log = OpenOptions::new().create(true).append(true).open(format!("/run/{}.log", self.name)).unwrap();
         let mut command = self.overlayd();
-        command.args(["run", "--data-plane", &chosen_plane(), "--log", "debug", "--socket"]);
+        command.args(["run", "--data-plane", &chosen_plane(), "--log", self.log_level, "--socket"]);
         command.arg(self.socket()).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         for capability in self.lacking.clone() {
