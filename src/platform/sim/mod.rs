@@ -7,6 +7,7 @@
 //!
 //! A peer has a session. It survives every change that the real kernel survives and no other, so a needless change is seen as a lost session.
 
+mod consequences;
 mod kernel;
 mod node;
 
