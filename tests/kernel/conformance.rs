@@ -68,6 +68,7 @@ fn play(file: &Path) -> usize {
         let simulated = on_sim.cast().plain(&simulated(&kernel));
         let real = on_real.cast().plain(&witness.everything());
         assert_same(&line, &without_untold_settings(real, &simulated), &simulated);
+        assert_eq!(on_real.troubled(), on_sim.troubled(), "{line}: the agents differ");
         compared += 1;
     }
     compared

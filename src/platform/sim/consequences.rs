@@ -13,7 +13,7 @@ use crate::{
 const TORN: NetworkId = NetworkId(0);
 
 /// A peer after an update: exactly the fields in which `from` and `to` differ are changed, and of the allowed IPs exactly those that
-/// come or go. What the update does not name stays as it is, also where the agent's picture of it is out of date.
+/// come or go. What the update does not name stays as it is, also where the agent's picture of it is out of date (`drift.txt`).
 pub(super) fn changed_peer(is: &PeerSpec, from: &PeerSpec, to: &PeerSpec) -> PeerSpec {
     let address = |peer: &PeerSpec| peer.endpoint.map(|endpoint| endpoint.address);
     let kept = is.allowed_ips.iter().filter(|ip| !from.allowed_ips.contains(ip) || to.allowed_ips.contains(ip));

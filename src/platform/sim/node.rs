@@ -104,6 +104,7 @@ impl SimNode {
                     self.objects.insert(key.clone(), Observed { spec: Spec::Inside(inside), owner, stats });
                 }
             }
+            // With a link go its far end, its addresses, settings and peers, and the routes through it (`link-deleted.txt`, `port-removed.txt`).
             Key::Link(name) => {
                 self.objects.retain(|other, seen| other.link() != Some(name) && !leads_through(&seen.spec, name));
                 self.release_ports(name);
@@ -121,7 +122,7 @@ impl SimNode {
                     peer.lose_session();
                 }
             }
-            // The tables go with everything in them.
+            // The tables go with everything in them (`firewall-flushed.txt`).
             Key::Ruleset => self.objects.retain(|other, _| !matches!(other, Key::Member(_))),
             // With its last IPv4 address a link loses its IPv4 routes (`drift.txt`); IPv6 has no such rule.
             Key::Address { link, address: IpNet::V4(_) } if !self.has_ipv4_address(link) => {
@@ -147,7 +148,7 @@ impl SimNode {
         self.objects.keys().any(is)
     }
 
-    /// A container ends, and with its namespace every pair that led there.
+    /// A container ends, and with its namespace every pair that led there (`container-death.txt`).
     pub fn end_container(&mut self, netns: &Netns) {
         self.dead.insert(netns.clone());
         let leads_there = |seen: &Observed| matches!(&seen.spec, Spec::Link(link) if link.peer.as_ref().is_some_and(|peer| peer.netns == *netns));
@@ -207,12 +208,12 @@ impl SimNode {
         }
         match (key, spec) {
             (Key::Link(name), Spec::Link(LinkSpec { kind: LinkKind::WireGuard, .. })) => {
-                // A kernel WireGuard device exists as soon as its link does, without key and port.
+                // A WireGuard device exists as soon as its link does, without key and port.
                 let device = Spec::Device(DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 });
                 self.objects.insert(Key::Device(name.clone()), Observed::ours(device));
             }
             (Key::Link(name), Spec::Link(LinkSpec { peer: Some(peer), mtu, .. })) => {
-                // Both ends of a pair come into being at once; the far one is bare and down.
+                // Both ends of a pair come into being at once; the far one is bare and down (`port-answer-lost.txt`).
                 let bare = InsideSpec {
                     netns: peer.netns.clone(),
                     name: peer.name.clone(),
@@ -284,10 +285,12 @@ impl SimNode {
 
     fn check_prerequisites(&self, key: &Key, spec: &Spec) -> Result<(), ActionError> {
         match (key, spec) {
+            // An address stands in a set of the tables (`stale-cache.txt`).
             (Key::Member(_), _) if !self.objects.contains_key(&Key::Ruleset) => {
                 return Err(ActionError::Gone(Key::Ruleset.to_string()));
             }
             (Key::Sysctl { link, .. }, _) if self.surroundings.uplinks.contains(link) => return Ok(()),
+            // Nor into that of a pid's next owner (`container-death-between.txt`, `container-pid-reused.txt`).
             (_, Spec::Link(LinkSpec { peer: Some(peer), .. })) if self.dead.contains(&peer.netns) => {
                 return Err(ActionError::Gone(peer.netns.to_string()));
             }
@@ -317,7 +320,7 @@ impl SimNode {
         }
     }
 
-    /// The ports of a bridge that goes stay, on their own.
+    /// The ports of a bridge that goes stay, on their own (`bridge-deleted.txt`).
     fn release_ports(&mut self, bridge: &IfName) {
         for seen in self.objects.values_mut() {
             if let Spec::Link(port) = &mut seen.spec
@@ -328,7 +331,8 @@ impl SimNode {
         }
     }
 
-    /// Gives the allowed IPs of `peer` to it: the kernel takes them from whoever has them, in the same step.
+    /// Gives the allowed IPs of `peer` to it: the kernel takes them from whoever has them, in the same step
+    /// (`allowed-ip-moves.txt`).
     fn claim_allowed_ips(&mut self, device: &IfName, winner: &WgPublicKey, peer: &PeerSpec) {
         for allowed_ip in &peer.allowed_ips {
             let loser = self.holders.insert((device.clone(), *allowed_ip), *winner);

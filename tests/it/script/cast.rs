@@ -93,8 +93,9 @@ impl Cast {
         match words {
             [] => self.device.clone(),
             ["bridge", segment] => self.bridge(step, segment),
-            ["port", name] | ["inside", name] => self.port(step, name, 0),
-            ["port", name, "global"] | ["inside", name, "global"] => self.port(step, name, 1),
+            ["way-out", name] => parsed(step, name),
+            ["port" | "inside", name] => self.port(step, name, 0),
+            ["port" | "inside", name, "global"] => self.port(step, name, 1),
             ["segment", segment] => {
                 let own = self.segments.get(*segment).and_then(|links| links.device.clone());
                 own.unwrap_or_else(|| panic!("line {}: {segment} has no device of its own", step.line))
@@ -153,9 +154,12 @@ impl Cast {
 
     /// Objects as text in which containers stand by their names: two kernels give them other numbers.
     pub fn plain(&self, objects: &BTreeMap<Key, Spec>) -> BTreeMap<String, String> {
-        let words = |text: String| self.actors.iter().fold(text, |text, (name, actor)| named_in(&text, name, actor));
-        let plain = |(key, spec): (&Key, &Spec)| (words(key.to_string()), words(serde_json::to_string(spec).unwrap()));
-        objects.iter().map(plain).collect()
+        let text = |spec: &Spec| serde_json::to_string(spec).unwrap();
+        objects.iter().map(|(key, spec)| (self.plain_text(&key.to_string()), self.plain_text(&text(spec)))).collect()
+    }
+
+    pub fn plain_text(&self, text: &str) -> String {
+        self.actors.iter().fold(text.to_owned(), |text, (name, actor)| named_in(&text, name, actor))
     }
 }
 

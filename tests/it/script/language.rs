@@ -28,6 +28,7 @@
 //! end NAME                            its last process ends, and the kernel takes its network away
 //! drift delete OBJECT                 drift set OBJECT name=value …      stranger OBJECT (a link)
 //! forwarding dropped|accepted ipv4    another program's forward chain drops what it does not know, or no longer does
+//! way-out LINK comes|goes             a link of the host's with a default route
 //! fault next|after N  fail|lose-answer|blind|cut PART            break OBJECT    mend OBJECT
 //! handshake NAME [ago=10s]
 //! ```
@@ -44,7 +45,7 @@
 //! Of actions, only those since the last edit or disturbance count. Published ports are the document's: the sockets are no object of a node.
 //!
 //! An OBJECT, and what can be set and expected of it. LINK is nothing for the node's device, or `bridge SEGMENT`, `segment SEGMENT` (a
-//! dedicated segment's device), `port NAME`:
+//! dedicated segment's device), `port NAME [global]`, `way-out NAME`:
 //! ```text
 //! link [LINK], bridge SEGMENT, port NAME [global]    mtu up master stp kind
 //! device [LINK]                 port fwmark

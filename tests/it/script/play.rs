@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, RwLock},
 };
 
@@ -64,6 +64,14 @@ impl<S: Stage> Play<S> {
         &self.cast
     }
 
+    /// The conditions of the objects that are not realized, as the agent has them, with containers by their names.
+    pub fn troubled(&self) -> BTreeMap<String, &'static str> {
+        let view = self.engine.view();
+        let view = view.read();
+        let troubled = view.ledger.troubled().iter();
+        troubled.map(|(key, condition)| (self.cast.plain_text(&key.to_string()), condition.word())).collect()
+    }
+
     /// Does one step.
     ///
     /// # Errors
@@ -120,6 +128,10 @@ impl<S: Stage> Play<S> {
             ["forwarding", what @ ("dropped" | "accepted"), word] => {
                 self.acted.clear();
                 self.stage.drop_forwarded(family(step, word), *what == "dropped")?;
+            }
+            ["way-out", name, "comes" | "goes"] => {
+                self.acted.clear();
+                self.stage.way_out(&parsed(step, name), shape[2] == "comes")?;
             }
             ["fault", "next", what @ ..] => self.stage.mishap(mishap(step, what), 0)?,
             ["fault", "after", count, what @ ..] => self.stage.mishap(mishap(step, what), parsed(step, count))?,

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use overlayd::{
     clock::UnixTime,
     ids::{IfName, Netns, WgPublicKey},
-    object::{Family, Key, Spec},
+    object::{Family, Key, Setting, Spec},
     observed::{Observed, Owner, Surroundings},
     platform::{
         ActionError,
@@ -64,6 +64,21 @@ impl Stage for SimStage {
         self.kernel.node(|node| {
             let dropped = &mut node.surroundings.forward_drop;
             if drops { dropped.insert(family) } else { dropped.remove(&family) }
+        });
+        Ok(())
+    }
+
+    fn way_out(&mut self, link: &IfName, is_there: bool) -> Result<(), Unsupported> {
+        self.kernel.node(|node| {
+            if is_there {
+                node.surroundings.uplinks.insert(link.clone());
+            } else {
+                node.surroundings.uplinks.remove(link);
+                // Settings go with their link.
+                for setting in Setting::ALL {
+                    node.remove(&Key::Sysctl { link: link.clone(), setting });
+                }
+            }
         });
         Ok(())
     }

@@ -39,6 +39,9 @@ pub trait Stage {
     /// Another program begins to drop what is forwarded, or no longer does.
     fn drop_forwarded(&mut self, family: Family, drops: bool) -> Result<(), Unsupported>;
 
+    /// A link of the host's with this name becomes the way out of the node, or goes.
+    fn way_out(&mut self, link: &IfName, is_there: bool) -> Result<(), Unsupported>;
+
     /// Somebody puts an object of theirs in a place of ours; what was there is gone.
     fn put_stranger(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported>;
 

@@ -1,4 +1,4 @@
-//! Another program's hand in a container.
+//! Another program's hand on the node and in a container.
 
 use futures::TryStreamExt;
 use ipnet::IpNet;
@@ -31,6 +31,15 @@ pub fn rewire(from: InsideSpec, to: InsideSpec) {
         }
         handle.link().change(change.build()).execute().await.unwrap();
     });
+}
+
+/// Makes a link of the calling thread's namespace the way to everywhere in IPv4.
+pub async fn default_route(link: &str) {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    let index = nix::net::if_::if_nametoindex(link).unwrap();
+    let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().output_interface(index).build();
+    handle.route().add(route).execute().await.unwrap();
 }
 
 async fn remove_address(handle: &Handle, index: u32, address: IpNet) {

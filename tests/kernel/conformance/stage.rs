@@ -38,6 +38,9 @@ use crate::{
     world::mark,
 };
 
+/// A kind of links that overlayd never makes and every kernel has.
+const FOREIGN_KIND: &str = "ifb";
+
 /// The processes of a story, and what names their namespaces.
 type Containers = BTreeMap<String, (Container, Netns)>;
 
@@ -176,6 +179,11 @@ impl Stage for RealStage {
             (Some(Spec::Ruleset(from)), Spec::Ruleset(to)) if from.intact && !to.intact => {
                 run("nft", &["flush", "table", "inet", &table()])?;
             }
+            (_, Spec::Sysctl(value)) => {
+                let Key::Sysctl { link, setting } = &key else { unreachable!("the key of a setting") };
+                let (family, name) = setting.path();
+                std::fs::write(format!("/proc/sys/net/{family}/conf/{link}/{name}"), value.to_string()).unwrap();
+            }
             (Some(from), to) => self.act(Action::Update { key, from, to }),
             (None, spec) => self.act(Action::Create { key, spec }),
         }
@@ -211,6 +219,16 @@ impl Stage for RealStage {
         let chain = format!("{{ type filter hook forward priority 0; policy {policy}; }}");
         run("nft", &["add", "table", family, "filter"])?;
         run("nft", &["add", "chain", family, "filter", "FORWARD", &chain])
+    }
+
+    fn way_out(&mut self, link: &IfName, is_there: bool) -> Result<(), Unsupported> {
+        if is_there {
+            block_on(make_link(link.as_str(), FOREIGN_KIND));
+            block_on(hand::default_route(link.as_str()));
+        } else {
+            block_on(delete_link(link.as_str()));
+        }
+        Ok(())
     }
 
     fn put_stranger(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported> {
