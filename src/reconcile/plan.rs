@@ -204,7 +204,12 @@ impl Planner<'_> {
             return None;
         }
         let link = Key::Link(name.clone());
-        let is_made = || self.target.wants(&link).is_some() && self.snapshot.is_whole(Subsystem::Link);
+        // A port that waits for its bridge is not made now, and what stands on it waits as well.
+        let is_made = || {
+            let wanted = self.target.wants(&link);
+            wanted.is_some_and(|wanted| self.obstacle(&link, wanted).is_none())
+                && self.snapshot.is_whole(Subsystem::Link)
+        };
         match self.snapshot.find(&link).map(|seen| &seen.owner) {
             Some(Owner::Ours) => None,
             // What was seen stands on its link, whatever the dump of links shows.

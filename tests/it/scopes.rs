@@ -97,3 +97,21 @@ fn of_an_attach_that_failed_and_was_withdrawn_no_trouble_is_remembered() {
         assert_nothing_is_left(&mut world, "withdrawn");
     }
 }
+
+#[test]
+fn nothing_is_tried_on_a_port_that_waits_for_a_bridge_whose_name_is_a_strangers() {
+    let mut world = World::converged(1);
+    let bridge = Key::Link("zl-prod-0-web-b".parse::<IfName>().unwrap());
+    let stranger = Spec::Link(LinkSpec::up(LinkKind::Other("dummy".into()), 1500));
+    let stranger = Observed { owner: Owner::Stranger("another program's".into()), ..Observed::ours(stranger) };
+    world.kernel.node(|node| node.place(bridge, stranger));
+    world.apply(&with(container(1, "web"), |wanted| wanted.join_global = true));
+    let round = world.round();
+    let failed: Vec<_> = round.actions.iter().filter(|action| action.result != "ok").collect();
+    assert!(failed.is_empty() && round.again_at.is_none(), "{round:?}");
+    let view = world.engine.view();
+    let view = view.read();
+    let blocked = |key: &Key| view.ledger.condition(key).is_some_and(|is| is.word() == "blocked");
+    assert!(blocked(&Key::Inside("veth-1-s".parse().unwrap())), "{:?}", view.ledger.troubled());
+    assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
+}

@@ -519,7 +519,7 @@ impl Machine {
         };
         self.hint(&key);
         self.kernel.node(|node| match harm {
-            Harm::Change if changed => node.place(key, Observed::ours(spec)),
+            Harm::Change if changed => node.alter(key, spec),
             // A setting goes with its link only.
             Harm::Change | Harm::Remove if !matches!(spec, Spec::Sysctl(_)) => drop(node.remove(&key)),
             Harm::Change | Harm::Remove => {}

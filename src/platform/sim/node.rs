@@ -2,6 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use super::consequences::{
+    changed_blindly, changed_peer, goes_down_with, is_ipv4_route, leads_through, what_is_left, without_intent,
+};
 use crate::{
     action::Action,
     clock::UnixTime,
@@ -73,14 +76,35 @@ impl SimNode {
         self.objects.insert(key, seen);
     }
 
+    /// Somebody changes an object of ours, or adds one, and the kernel changes along what it ties to that.
+    pub fn alter(&mut self, key: Key, spec: Spec) {
+        let spec = match (self.objects.get(&key).map(|seen| &seen.spec), spec) {
+            (Some(Spec::Inside(is)), Spec::Inside(to)) => Spec::Inside(what_is_left(is, to)),
+            (_, spec) => spec,
+        };
+        if let (Key::Link(name), Spec::Link(LinkSpec { up: false, .. })) = (&key, &spec) {
+            self.link_goes_down(&name.clone());
+        }
+        self.place(key, Observed::ours(spec));
+    }
+
     /// Somebody removes an object, and with it what the kernel removes with it. False when it was not there.
     pub fn remove(&mut self, key: &Key) -> bool {
         if !self.objects.contains_key(key) {
             return false;
         }
         self.release_allowed_ips(key);
-        self.objects.remove(key);
+        let was = self.objects.remove(key);
         match key {
+            // The far end of a pair stays for as long as the pair does, without anything of ours (`inside-drift.txt`).
+            Key::Inside(veth) if self.objects.contains_key(&Key::Link(veth.clone())) => {
+                if let Some(Observed { spec: Spec::Inside(mut inside), owner, stats }) = was {
+                    inside.addresses.clear();
+                    inside.routes.clear();
+                    self.objects.insert(key.clone(), Observed { spec: Spec::Inside(inside), owner, stats });
+                }
+            }
+            // With a link go its far end, its addresses, settings and peers, and the routes through it (`link-deleted.txt`, `port-removed.txt`).
             Key::Link(name) => {
                 self.objects.retain(|other, seen| other.link() != Some(name) && !leads_through(&seen.spec, name));
                 self.release_ports(name);
@@ -98,7 +122,7 @@ impl SimNode {
                     peer.lose_session();
                 }
             }
-            // The tables go with everything in them.
+            // The tables go with everything in them (`firewall-flushed.txt`).
             Key::Ruleset => self.objects.retain(|other, _| !matches!(other, Key::Member(_))),
             // With its last IPv4 address a link loses its IPv4 routes (`drift.txt`); IPv6 has no such rule.
             Key::Address { link, address: IpNet::V4(_) } if !self.has_ipv4_address(link) => {
@@ -115,12 +139,16 @@ impl SimNode {
         true
     }
 
+    fn link_goes_down(&mut self, name: &IfName) {
+        self.objects.retain(|key, seen| !goes_down_with(name, key, &seen.spec));
+    }
+
     fn has_ipv4_address(&self, on: &IfName) -> bool {
         let is = |key: &Key| matches!(key, Key::Address { link, address: IpNet::V4(_) } if link == on);
         self.objects.keys().any(is)
     }
 
-    /// A container ends, and with its namespace every pair that led there.
+    /// A container ends, and with its namespace every pair that led there (`container-death.txt`).
     pub fn end_container(&mut self, netns: &Netns) {
         self.dead.insert(netns.clone());
         let leads_there = |seen: &Observed| matches!(&seen.spec, Spec::Link(link) if link.peer.as_ref().is_some_and(|peer| peer.netns == *netns));
@@ -180,12 +208,12 @@ impl SimNode {
         }
         match (key, spec) {
             (Key::Link(name), Spec::Link(LinkSpec { kind: LinkKind::WireGuard, .. })) => {
-                // A kernel WireGuard device exists as soon as its link does, without key and port.
+                // A WireGuard device exists as soon as its link does, without key and port.
                 let device = Spec::Device(DeviceSpec { key: KeyPair::from_public(None), listen_port: 0, fwmark: 0 });
                 self.objects.insert(Key::Device(name.clone()), Observed::ours(device));
             }
             (Key::Link(name), Spec::Link(LinkSpec { peer: Some(peer), mtu, .. })) => {
-                // Both ends of a pair come into being at once; the far one is bare and down.
+                // Both ends of a pair come into being at once; the far one is bare and down (`port-answer-lost.txt`).
                 let bare = InsideSpec {
                     netns: peer.netns.clone(),
                     name: peer.name.clone(),
@@ -204,21 +232,42 @@ impl SimNode {
 
     fn update(&mut self, key: &Key, from: &Spec, to: &Spec) -> Result<(), ActionError> {
         let Some(seen) = self.objects.get(key) else {
-            return Err(ActionError::Gone(key.to_string()));
+            return self.update_blindly(key, from, to);
         };
         if let Owner::Stranger(what) = &seen.owner {
             return Err(ActionError::Stranger(what.clone()));
+        }
+        if let Spec::Link(LinkSpec { master: Some(master), .. }) = to {
+            self.check_link(master)?;
         }
         let after = match (&seen.spec, from, to) {
             (Spec::Peer(is), Spec::Peer(from), Spec::Peer(to)) => Spec::Peer(changed_peer(is, from, to)),
             (_, _, to) => to.clone(),
         };
         if let (Key::Link(name), Spec::Link(LinkSpec { up: false, .. })) = (key, to) {
-            // Linux drops the routes of an interface that goes down.
-            let name = name.clone();
-            self.objects.retain(|_, seen| !leads_through(&seen.spec, &name));
+            self.link_goes_down(name);
         }
         self.place(key.clone(), Observed::ours(without_intent(&after)));
+        Ok(())
+    }
+
+    /// An update of an object that is not there.
+    fn update_blindly(&mut self, key: &Key, from: &Spec, to: &Spec) -> Result<(), ActionError> {
+        let (Spec::Member(from), Spec::Member(to)) = (from, to) else {
+            return Err(ActionError::Gone(key.to_string()));
+        };
+        if !self.objects.contains_key(&Key::Ruleset) {
+            return Err(ActionError::Gone(Key::Ruleset.to_string()));
+        }
+        let (member, torn) = changed_blindly(from, to);
+        if let Some(member) = member {
+            self.place(key.clone(), Observed::ours(Spec::Member(member)));
+        }
+        if let (true, Some(Spec::Ruleset(ruleset))) =
+            (torn, self.objects.get_mut(&Key::Ruleset).map(|seen| &mut seen.spec))
+        {
+            ruleset.intact = false;
+        }
         Ok(())
     }
 
@@ -236,10 +285,12 @@ impl SimNode {
 
     fn check_prerequisites(&self, key: &Key, spec: &Spec) -> Result<(), ActionError> {
         match (key, spec) {
+            // An address stands in a set of the tables (`stale-cache.txt`).
             (Key::Member(_), _) if !self.objects.contains_key(&Key::Ruleset) => {
                 return Err(ActionError::Gone(Key::Ruleset.to_string()));
             }
             (Key::Sysctl { link, .. }, _) if self.surroundings.uplinks.contains(link) => return Ok(()),
+            // Nor into that of a pid's next owner (`container-death-between.txt`, `container-pid-reused.txt`).
             (_, Spec::Link(LinkSpec { peer: Some(peer), .. })) if self.dead.contains(&peer.netns) => {
                 return Err(ActionError::Gone(peer.netns.to_string()));
             }
@@ -251,16 +302,25 @@ impl SimNode {
             _ => key.link(),
         };
         let Some(link) = through else { return Ok(()) };
-        match self.objects.get(&Key::Link(link.clone())).map(|seen| &seen.spec) {
-            None => Err(ActionError::Gone(format!("link/{link}"))),
-            Some(Spec::Link(LinkSpec { up: false, .. })) if key.subsystem() == Subsystem::Route => {
+        match self.check_link(link)? {
+            LinkSpec { up: false, .. } if key.subsystem() == Subsystem::Route => {
                 Err(ActionError::Failed(format!("link/{link} is down")))
             }
-            Some(_) => Ok(()),
+            _ => Ok(()),
         }
     }
 
-    /// The ports of a bridge that goes stay, on their own.
+    /// The link of ours with this name. Whatever is to be done on it, one that is a stranger's is not touched (`stale-cache.txt`).
+    fn check_link(&self, link: &IfName) -> Result<&LinkSpec, ActionError> {
+        match self.objects.get(&Key::Link(link.clone())) {
+            None => Err(ActionError::Gone(format!("link/{link}"))),
+            Some(Observed { owner: Owner::Stranger(what), .. }) => Err(ActionError::Stranger(what.clone())),
+            Some(Observed { spec: Spec::Link(spec), .. }) => Ok(spec),
+            Some(_) => unreachable!("the spec of a link is one of links"),
+        }
+    }
+
+    /// The ports of a bridge that goes stay, on their own (`bridge-deleted.txt`).
     fn release_ports(&mut self, bridge: &IfName) {
         for seen in self.objects.values_mut() {
             if let Spec::Link(port) = &mut seen.spec
@@ -271,7 +331,8 @@ impl SimNode {
         }
     }
 
-    /// Gives the allowed IPs of `peer` to it: the kernel takes them from whoever has them, in the same step.
+    /// Gives the allowed IPs of `peer` to it: the kernel takes them from whoever has them, in the same step
+    /// (`allowed-ip-moves.txt`).
     fn claim_allowed_ips(&mut self, device: &IfName, winner: &WgPublicKey, peer: &PeerSpec) {
         for allowed_ip in &peer.allowed_ips {
             let loser = self.holders.insert((device.clone(), *allowed_ip), *winner);
@@ -330,55 +391,9 @@ impl SimPeer {
     }
 }
 
-/// A peer after an update: exactly the fields in which `from` and `to` differ are changed, and of the allowed IPs exactly those that
-/// come or go. What the update does not name stays as it is, also where the agent's picture of it is out of date.
-fn changed_peer(is: &PeerSpec, from: &PeerSpec, to: &PeerSpec) -> PeerSpec {
-    let address = |peer: &PeerSpec| peer.endpoint.map(|endpoint| endpoint.address);
-    let kept = is.allowed_ips.iter().filter(|ip| !from.allowed_ips.contains(ip) || to.allowed_ips.contains(ip));
-    let added = to.allowed_ips.difference(&from.allowed_ips);
-    PeerSpec {
-        endpoint: if address(from) == address(to) { is.endpoint } else { to.endpoint },
-        keepalive: if from.keepalive == to.keepalive { is.keepalive } else { to.keepalive },
-        allowed_ips: kept.chain(added).copied().collect(),
-        preshared: if from.preshared == to.preshared { is.preshared } else { to.preshared },
-    }
-}
-
 fn in_the_way(key: &Key, interest: &Interest) -> bool {
     match key {
         Key::Link(name) => interest.links.contains(name),
         other => interest.keys.contains(other),
     }
-}
-
-fn is_ipv4_route(key: &Key) -> bool {
-    matches!(key, Key::Route { destination, .. } if destination.is_ipv4())
-}
-
-fn leads_through(spec: &Spec, link: &IfName) -> bool {
-    matches!(spec, Spec::Route(RouteSpec::Through(name)) if name == link)
-}
-
-/// A spec as a dump would show it: a kernel does not know why an endpoint was set.
-fn without_intent(spec: &Spec) -> Spec {
-    let mut spec = spec.clone();
-    match &mut spec {
-        Spec::Peer(peer) => {
-            if let Some(endpoint) = &mut peer.endpoint {
-                endpoint.pinned = false;
-                endpoint.resolved = false;
-            }
-        }
-        Spec::Device(device) => device.key.private = None,
-        Spec::Link(link) => debug_assert!(!matches!(link.kind, LinkKind::Other(_)), "nothing else is ever created"),
-        Spec::Address
-        | Spec::Route(_)
-        | Spec::Sysctl(_)
-        | Spec::Inside(_)
-        | Spec::Ruleset(_)
-        | Spec::Member(_)
-        | Spec::Guest(_)
-        | Spec::File(_) => {}
-    }
-    spec
 }

@@ -1,45 +1,44 @@
 use std::{
-    collections::BTreeSet,
-    fmt::Display,
-    str::FromStr,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, RwLock},
 };
 
 use futures::executor::block_on;
 use overlayd::{
     clock::{Clock, UnixTime},
-    desired::{Document, Edit, OverlayRequest, PeerRequest, Touched},
-    ids::{Cidr, IfName, WgPublicKey},
-    object::{EndpointSpec, Key, LinkKind, PeerSpec, RouteSpec, Setting, Spec, Subsystem},
+    desired::{Context, Document, Edit, Grant, Place, Policy, Touched, consider},
+    object::{Key, PeerSpec, Spec, Subsystem},
     platform::ActionError,
     reconcile::{
-        engine::Engine,
-        ledger::Condition,
+        engine::{Depth, Engine},
         target::{Facts, Scope},
         view::Round,
     },
 };
 
 use super::{
-    language::{Step, duration},
+    cast::{Actor, Cast, family, named},
+    edits::the_edit,
+    fields::with_fields,
+    language::{Step, duration, parsed},
     stage::{Mishap, Stage, Unsupported},
 };
-use crate::world::{TestClock, cidr, document, edit, foreign_link, mark, overlay};
+use crate::world::{TestClock, document, edit, foreign_link, mark};
 
 /// A story under way: a stage, an agent on it, and what the story remembers.
 pub struct Play<S: Stage> {
-    stage: S,
-    document: Arc<RwLock<Document>>,
-    clock: TestClock,
-    engine: Engine<S::Kernel, TestClock>,
-    device: IfName,
+    pub(super) stage: S,
+    pub(super) document: Arc<RwLock<Document>>,
+    pub(super) clock: TestClock,
+    pub(super) engine: Engine<S::Kernel, TestClock>,
+    pub(super) cast: Cast,
     /// What the edits since the last round touched.
     touched: BTreeSet<Key>,
     everything: bool,
     /// The last round.
-    last: Round,
+    pub(super) last: Round,
     /// `VERB KEY` of every action that took effect since the story last changed something.
-    acted: Vec<String>,
+    pub(super) acted: Vec<String>,
 }
 
 impl<S: Stage> Play<S> {
@@ -53,12 +52,24 @@ impl<S: Stage> Play<S> {
             document,
             clock,
             engine,
-            device: crate::world::device(),
+            cast: Cast::new(),
             touched: BTreeSet::new(),
             everything: false,
             last: Round::default(),
             acted: Vec::new(),
         }
+    }
+
+    pub fn cast(&self) -> &Cast {
+        &self.cast
+    }
+
+    /// The conditions of the objects that are not realized, as the agent has them, with containers by their names.
+    pub fn troubled(&self) -> BTreeMap<String, &'static str> {
+        let view = self.engine.view();
+        let view = view.read();
+        let troubled = view.ledger.troubled().iter();
+        troubled.map(|(key, condition)| (self.cast.plain_text(&key.to_string()), condition.word())).collect()
     }
 
     /// Does one step.
@@ -68,9 +79,14 @@ impl<S: Stage> Play<S> {
     pub fn step(&mut self, step: &Step) -> Result<(), Unsupported> {
         let shape = step.shape();
         match shape.as_slice() {
-            ["ensure" | "remove", ..] => self.edit(&the_edit(step)),
+            ["ensure" | "remove" | "attach" | "detach" | "withdraw" | "prune" | "publish" | "unpublish", ..] => {
+                self.edit(step, &shape);
+            }
+            ["refused", words @ ..] => self.refused(step, words),
             ["round"] => self.round(false),
             ["look"] => self.round(true),
+            ["hint"] => self.engine.distrust(Depth::Host),
+            ["notice"] => self.notice(),
             ["wait", time] => self.clock.advance(duration(time)),
             ["crash"] => self.crash(),
             ["suspend"] => {
@@ -84,45 +100,117 @@ impl<S: Stage> Play<S> {
                 self.engine.facts().resolved.insert(host, address);
                 self.everything = true;
             }
+            ["expect", what @ ..] => self.expect(step, what)?,
+            _ => self.happen(step, &shape)?,
+        }
+        Ok(())
+    }
+
+    /// Something that others do, or that goes wrong.
+    fn happen(&mut self, step: &Step, shape: &[&str]) -> Result<(), Unsupported> {
+        match shape {
+            ["container", name] => self.begin(step, name)?,
+            ["end", name] => {
+                self.acted.clear();
+                self.stage.end(name)?;
+                self.cast.actors.get_mut(*name).unwrap().has_ended = true;
+            }
             ["drift", "delete", object @ ..] => {
                 self.acted.clear();
-                let key = self.object(step, object);
+                let key = self.cast.object(step, object);
                 self.stage.remove(&key)?;
             }
             ["drift", "set", object @ ..] => self.disturb(step, object)?,
-            ["stranger", object @ ..] => self.stage.put_stranger(&self.object(step, object), foreign_link())?,
+            ["stranger", object @ ..] => {
+                self.acted.clear();
+                self.stage.put_stranger(&self.cast.object(step, object), foreign_link())?;
+            }
+            ["forwarding", what @ ("dropped" | "accepted"), word] => {
+                self.acted.clear();
+                self.stage.drop_forwarded(family(step, word), *what == "dropped")?;
+            }
+            ["way-out", name, "comes" | "goes"] => {
+                self.acted.clear();
+                self.stage.way_out(&parsed(step, name), shape[2] == "comes")?;
+            }
             ["fault", "next", what @ ..] => self.stage.mishap(mishap(step, what), 0)?,
             ["fault", "after", count, what @ ..] => self.stage.mishap(mishap(step, what), parsed(step, count))?,
             ["break", object @ ..] => {
-                let key = self.object(step, object);
+                let key = self.cast.object(step, object);
                 self.stage.break_object(&key, ActionError::Failed("simulated".into()))?;
             }
-            ["mend", object @ ..] => self.stage.mend(&self.object(step, object))?,
+            ["mend", object @ ..] => self.stage.mend(&self.cast.object(step, object))?,
             ["handshake", peer] => {
                 let ago = step.setting("ago").map_or(0, |ago| duration(ago).as_secs());
                 let at = UnixTime(self.clock.now().unix.0 - ago);
-                self.stage.handshake(&self.device, &named(peer), at)?;
+                self.stage.handshake(self.cast.device(), &named(peer), at)?;
             }
-            ["expect", what @ ..] => self.expect(step, what)?,
             _ => panic!("line {}: unknown step {shape:?}", step.line),
         }
         Ok(())
     }
 
-    fn edit(&mut self, wanted: &Edit) {
+    fn edit(&mut self, step: &Step, words: &[&str]) {
+        let wanted = the_edit(step, words, &self.cast, &self.document.read().unwrap());
+        let granted = self.submit(step, &wanted);
+        if let (Some(ip), Grant::Attached { ip: given, .. }) = (step.setting("ip"), &granted) {
+            assert_eq!(*given, parsed::<std::net::IpAddr>(step, ip), "line {}", step.line);
+        }
+    }
+
+    fn submit(&mut self, step: &Step, wanted: &Edit) -> Grant {
         self.acted.clear();
         let mut document = self.document.write().unwrap();
-        match edit(&mut document, wanted).touched {
+        let next = document.generation() + 1;
+        let context = Context { next, now: self.clock.now().unix, policy: &Policy::default() };
+        let change = consider(&document, wanted, &context);
+        let change = change.unwrap_or_else(|refusal| panic!("line {}: {wanted:?}: {refusal}", step.line));
+        if !change.mutations.is_empty() {
+            document.absorb(next, &change.mutations);
+        }
+        match change.touched {
             Touched::Nothing => {}
             Touched::Keys(keys) => self.touched.extend(keys),
             Touched::Everything => self.everything = true,
         }
-        if let Some(device) = document.device_name() {
-            self.device = device;
+        self.cast.learn(&document);
+        change.grant
+    }
+
+    fn refused(&self, step: &Step, words: &[&str]) {
+        let document = self.document.read().unwrap();
+        let wanted = the_edit(step, words, &self.cast, &document);
+        let next = document.generation() + 1;
+        let context = Context { next, now: self.clock.now().unix, policy: &Policy::default() };
+        assert!(consider(&document, &wanted, &context).is_err(), "line {}: {wanted:?} was granted", step.line);
+    }
+
+    fn begin(&mut self, step: &Step, name: &str) -> Result<(), Unsupported> {
+        assert!(!self.cast.actors.contains_key(name), "line {}: {name} has played its part", step.line);
+        let before = step.setting("pid-of").map(|name| self.cast.actor(step, name).netns.clone());
+        let netns = self.stage.begin(name, before.as_ref())?;
+        self.cast.actors.insert(name.to_owned(), Actor { netns, has_ended: false, addresses: Vec::new() });
+        Ok(())
+    }
+
+    /// What the agent does about containers that have ended, as soon as it knows.
+    fn notice(&mut self) {
+        self.acted.clear();
+        let document = self.document.read().unwrap().clone();
+        for (id, record) in document.attachments() {
+            let Place::Container { netns } = &record.place else { continue };
+            let is_it = |actor: &Actor| actor.has_ended && actor.netns == *netns;
+            if self.cast.actors.values().any(is_it) {
+                let step = Step::default();
+                self.submit(&step, &Edit::Bury { id: id.clone(), netns: netns.clone() });
+            }
         }
     }
 
     fn round(&mut self, everything: bool) {
+        if everything {
+            self.engine.distrust(Depth::Whole);
+        }
         let keys = std::mem::take(&mut self.touched);
         let everything = std::mem::take(&mut self.everything) || everything || keys.is_empty();
         let scope = if everything { Scope::Everything } else { Scope::Keys(keys) };
@@ -138,11 +226,13 @@ impl<S: Stage> Play<S> {
         self.everything = true;
         let kernel = self.stage.kernel();
         self.engine = Engine::new(kernel, self.clock.clone(), self.document.clone(), Facts::new(mark()));
+        // Before anything else it looks which containers are still there.
+        self.notice();
     }
 
     fn disturb(&mut self, step: &Step, object: &[&str]) -> Result<(), Unsupported> {
         self.acted.clear();
-        let key = self.object(step, object);
+        let key = self.cast.object(step, object);
         let fresh = match &key {
             Key::Peer { .. } => Some(Spec::Peer(PeerSpec::default())),
             Key::Address { .. } => Some(Spec::Address),
@@ -156,152 +246,8 @@ impl<S: Stage> Play<S> {
             | Key::Guest(_)
             | Key::File(_) => None,
         };
-        let mut spec = self.stage.see(&key).or(fresh).unwrap_or_else(|| panic!("line {}: no {key}", step.line));
-        for (name, value) in &step.settings {
-            set_field(step, &mut spec, name, value);
-        }
-        self.stage.put(&key, spec)
-    }
-
-    fn object(&self, step: &Step, words: &[&str]) -> Key {
-        let link = self.device.clone();
-        let cluster = || {
-            self.document.read().unwrap().overlay().map_or(cidr("10.200.0.0/16"), |overlay| *overlay.cluster.first())
-        };
-        match words {
-            ["link"] => Key::Link(link),
-            ["device"] => Key::Device(link),
-            ["setting"] if cluster().is_ipv4() => Key::Sysctl { link, setting: Setting::Ipv4RpFilter },
-            ["setting"] => Key::Sysctl { link, setting: Setting::Ipv6AcceptRa },
-            ["route"] => Key::Route { destination: cluster(), metric: mark().route_metric() },
-            ["fallback"] => Key::Route { destination: cluster(), metric: mark().fallback_metric() },
-            ["address", address] => Key::Address { link, address: parsed(step, address) },
-            ["peer", name] => Key::Peer { device: link, public_key: named(name) },
-            _ => panic!("line {}: unknown object {words:?}", step.line),
-        }
-    }
-
-    fn expect(&mut self, step: &Step, what: &[&str]) -> Result<(), Unsupported> {
-        let line = step.line;
-        match what {
-            ["plan", "empty"] => {
-                let diff = block_on(self.engine.inspect()).unwrap();
-                assert!(diff.is_empty(), "line {line}: there is a difference:\n{}", diff.to_text());
-            }
-            ["in-sync"] => assert!(self.last.in_sync, "line {line}: not in sync: {:#?}", self.last),
-            ["not", "in-sync"] => assert!(!self.last.in_sync, "line {line}: in sync: {:#?}", self.last),
-            ["no", "action"] => assert!(self.acted.is_empty(), "line {line}: {:#?}", self.acted),
-            ["action", verb, object @ ..] => {
-                let wanted = format!("{verb} {}", self.object(step, object));
-                assert!(self.acted.contains(&wanted), "line {line}: no {wanted} in {:#?}", self.acted);
-            }
-            ["untouched", object @ ..] => self.expect_untouched(step, object)?,
-            ["present", object @ ..] => self.expect_present(step, object),
-            ["absent", object @ ..] => {
-                let key = self.object(step, object);
-                assert!(self.stage.see(&key).is_none(), "line {line}: {key} is there");
-            }
-            ["drift", count] => {
-                let drift = &self.last.drift;
-                assert_eq!(drift.len(), parsed::<usize>(step, count), "line {line}: {drift:#?}");
-            }
-            ["retry", when] => {
-                let at = self.last.again_at.map(|at| at.saturating_duration_since(self.clock.now().instant));
-                let wanted = (*when != "none").then(|| duration(when));
-                assert_eq!(at, wanted, "line {line}");
-            }
-            [condition, object @ ..] => {
-                let key = self.object(step, object);
-                let view = self.engine.view();
-                let word = view.read().ledger.condition(&key).map_or("forgotten", Condition::word);
-                assert_eq!(word, *condition, "line {line}: {key}");
-            }
-            [] => panic!("line {line}: expect what?"),
-        }
-        Ok(())
-    }
-
-    /// No action since the last edit or disturbance was about the object, and no session of it was ever lost.
-    fn expect_untouched(&self, step: &Step, object: &[&str]) -> Result<(), Unsupported> {
-        let key = self.object(step, object);
-        let about = format!(" {key}");
-        let touched: Vec<&String> = self.acted.iter().filter(|action| action.ends_with(&about)).collect();
-        assert!(touched.is_empty(), "line {}: {touched:?}", step.line);
-        if let Key::Peer { device, public_key } = &key {
-            assert_eq!(self.stage.sessions_lost(device, public_key)?, 0, "line {}: {key} lost a session", step.line);
-        }
-        Ok(())
-    }
-
-    fn expect_present(&self, step: &Step, object: &[&str]) {
-        let key = self.object(step, object);
-        let Some(is) = self.stage.see(&key) else {
-            panic!("line {}: {key} is not there", step.line);
-        };
-        let mut wanted = is.clone();
-        for (name, value) in &step.settings {
-            set_field(step, &mut wanted, name, value);
-        }
-        assert_eq!(is, wanted, "line {}: {key}", step.line);
-    }
-}
-
-fn parsed<T: FromStr<Err: Display>>(step: &Step, text: &str) -> T {
-    text.parse().unwrap_or_else(|error| panic!("line {}: {text:?}: {error}", step.line))
-}
-
-/// The key of a peer of this name: the name itself, filled up.
-fn named(name: &str) -> WgPublicKey {
-    let mut bytes = [0x5A; 32];
-    let text = name.as_bytes();
-    bytes[..text.len()].copy_from_slice(text);
-    WgPublicKey::from_bytes(bytes)
-}
-
-fn networks(step: &Step, text: &str) -> BTreeSet<Cidr> {
-    match text {
-        "none" => BTreeSet::new(),
-        list => list.split(',').map(|net| parsed(step, net)).collect(),
-    }
-}
-
-fn the_edit(step: &Step) -> Edit {
-    match step.shape().as_slice() {
-        ["ensure", "overlay"] => {
-            let plain = overlay();
-            Edit::EnsureOverlay(OverlayRequest {
-                instance: step.setting("instance").map_or(plain.instance.clone(), |text| parsed(step, text)),
-                cluster: step.setting("cluster").map_or(plain.cluster, |text| parsed(step, text)),
-                slice: match step.setting("slice") {
-                    Some("none") => None,
-                    Some(text) => Some(parsed(step, text)),
-                    None => plain.slice,
-                },
-                port: step.setting("port").map_or(plain.port, |text| parsed(step, text)),
-                ..plain
-            })
-        }
-        ["remove", "overlay"] => Edit::RemoveOverlay,
-        ["ensure", "peer", name] => Edit::EnsurePeer(PeerRequest {
-            scope: overlayd::desired::PeerScope::Node,
-            public_key: named(name),
-            endpoint: step.setting("endpoint").filter(|text| *text != "none").map(|text| parsed(step, text)),
-            allowed_ips: networks(step, step.setting("ips").unwrap_or("none")),
-            keepalive: step.setting("keepalive").map_or(25, |text| parsed(step, text)),
-            candidates: Vec::new(),
-        }),
-        ["remove", "peer", name] => Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: named(name) },
-        ["ensure", "allowed-ip", name, net] => Edit::EnsureAllowedIp {
-            scope: overlayd::desired::PeerScope::Node,
-            peer: named(name),
-            allowed_ip: parsed(step, net),
-        },
-        ["remove", "allowed-ip", name, net] => Edit::RemoveAllowedIp {
-            scope: overlayd::desired::PeerScope::Node,
-            peer: named(name),
-            allowed_ip: parsed(step, net),
-        },
-        shape => panic!("line {}: unknown edit {shape:?}", step.line),
+        let is = self.stage.see(&key).or(fresh).unwrap_or_else(|| panic!("line {}: no {key}", step.line));
+        self.stage.put(&key, with_fields(step, &is))
     }
 }
 
@@ -315,30 +261,5 @@ fn mishap(step: &Step, what: &[&str]) -> Mishap {
             None => panic!("line {}: no part {part}", step.line),
         },
         _ => panic!("line {}: unknown fault {what:?}", step.line),
-    }
-}
-
-fn set_field(step: &Step, spec: &mut Spec, name: &str, value: &str) {
-    match (spec, name) {
-        (Spec::Link(link), "mtu") => link.mtu = parsed(step, value),
-        (Spec::Link(link), "up") => link.up = parsed(step, value),
-        (Spec::Link(link), "kind") => link.kind = LinkKind::Other(value.to_owned()),
-        (Spec::Sysctl(is), "value") => *is = parsed(step, value),
-        (Spec::Device(device), "port") => device.listen_port = parsed(step, value),
-        (Spec::Device(device), "fwmark") => device.fwmark = parsed(step, value),
-        (Spec::Route(route), "to") => {
-            *route = if value == "unreachable" { RouteSpec::Unreachable } else { RouteSpec::Other(value.to_owned()) }
-        }
-        (Spec::Peer(peer), "keepalive") => peer.keepalive = parsed(step, value),
-        (Spec::Peer(peer), "ips") => peer.allowed_ips = networks(step, value),
-        (Spec::Peer(peer), "preshared") => peer.preshared = parsed(step, value),
-        (Spec::Peer(peer), "endpoint") => {
-            peer.endpoint = (value != "none").then(|| EndpointSpec {
-                address: parsed(step, value),
-                pinned: false,
-                resolved: false,
-            });
-        }
-        (spec, name) => panic!("line {}: {spec:?} has no {name}", step.line),
     }
 }

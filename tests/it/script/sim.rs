@@ -1,11 +1,13 @@
+use std::collections::BTreeMap;
+
 use overlayd::{
     clock::UnixTime,
-    ids::{IfName, WgPublicKey},
-    object::{Key, Spec},
-    observed::{Observed, Owner},
+    ids::{IfName, Netns, WgPublicKey},
+    object::{Family, Key, Setting, Spec},
+    observed::{Observed, Owner, Surroundings},
     platform::{
         ActionError,
-        sim::{Fault, SimKernel},
+        sim::{Fault, SimKernel, SimNode},
     },
 };
 
@@ -15,6 +17,16 @@ use super::stage::{Mishap, Stage, Unsupported};
 #[derive(Default)]
 pub struct SimStage {
     kernel: SimKernel,
+    containers: BTreeMap<String, Netns>,
+}
+
+impl SimStage {
+    /// One that has around it what another node has.
+    pub fn amid(surroundings: Surroundings) -> Self {
+        let mut node = SimNode::default();
+        node.surroundings = surroundings;
+        Self { kernel: SimKernel::new(node), containers: BTreeMap::new() }
+    }
 }
 
 impl Stage for SimStage {
@@ -30,13 +42,53 @@ impl Stage for SimStage {
     }
 
     fn put(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported> {
-        self.kernel.node(|node| node.place(key.clone(), Observed::ours(spec)));
+        self.kernel.node(|node| node.alter(key.clone(), spec));
+        Ok(())
+    }
+
+    fn begin(&mut self, name: &str, before: Option<&Netns>) -> Result<Netns, Unsupported> {
+        let number = 101 + u32::try_from(self.containers.len()).unwrap();
+        let (pid, start_time) = before.map_or((number, 1), |before| (before.pid, before.start_time + 1));
+        let netns =
+            Netns { pid, start_time, boot_id: "first".into(), device: 4, inode: 4_026_000_000 + u64::from(number) };
+        self.containers.insert(name.to_owned(), netns.clone());
+        Ok(netns)
+    }
+
+    fn end(&mut self, name: &str) -> Result<(), Unsupported> {
+        self.kernel.node(|node| node.end_container(&self.containers[name]));
+        Ok(())
+    }
+
+    fn drop_forwarded(&mut self, family: Family, drops: bool) -> Result<(), Unsupported> {
+        self.kernel.node(|node| {
+            let dropped = &mut node.surroundings.forward_drop;
+            if drops { dropped.insert(family) } else { dropped.remove(&family) }
+        });
+        Ok(())
+    }
+
+    fn way_out(&mut self, link: &IfName, is_there: bool) -> Result<(), Unsupported> {
+        self.kernel.node(|node| {
+            if is_there {
+                node.surroundings.uplinks.insert(link.clone());
+            } else {
+                node.surroundings.uplinks.remove(link);
+                // Settings go with their link.
+                for setting in Setting::ALL {
+                    node.remove(&Key::Sysctl { link: link.clone(), setting });
+                }
+            }
+        });
         Ok(())
     }
 
     fn put_stranger(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported> {
         let stranger = Observed { spec, owner: Owner::Stranger("somebody else's".into()), stats: None };
-        self.kernel.node(|node| node.place(key.clone(), stranger));
+        self.kernel.node(|node| {
+            node.remove(key);
+            node.place(key.clone(), stranger);
+        });
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 use overlayd::{
-    ids::{IfName, WgPublicKey},
-    object::{Key, Spec, Subsystem},
+    ids::{IfName, Netns, WgPublicKey},
+    object::{Family, Key, Spec, Subsystem},
     platform::{ActionError, Kernel},
 };
 
@@ -30,7 +30,19 @@ pub trait Stage {
     /// Somebody changes an object, or adds one that looks like ours.
     fn put(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported>;
 
-    /// Somebody puts an object of theirs in a place of ours.
+    /// A container's process begins, in a network namespace of its own; with the pid of `before`, which has ended.
+    fn begin(&mut self, name: &str, before: Option<&Netns>) -> Result<Netns, Unsupported>;
+
+    /// It ends, and what the kernel removes with its namespace is gone.
+    fn end(&mut self, name: &str) -> Result<(), Unsupported>;
+
+    /// Another program begins to drop what is forwarded, or no longer does.
+    fn drop_forwarded(&mut self, family: Family, drops: bool) -> Result<(), Unsupported>;
+
+    /// A link of the host's with this name becomes the way out of the node, or goes.
+    fn way_out(&mut self, link: &IfName, is_there: bool) -> Result<(), Unsupported>;
+
+    /// Somebody puts an object of theirs in a place of ours; what was there is gone.
     fn put_stranger(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported>;
 
     fn handshake(

@@ -1,112 +1,61 @@
 //! A real network namespace as a stage: what somebody does to it is done with another hand on the same kernel.
 //!
-//! Mishaps are put between the agent and the kernel: an action that is not passed on, an answer that is swallowed, a look that is cut.
+//! Leaves what goes wrong between the agent and the kernel to [`meddled`](super::meddled), and what is done in a container to [`hand`](super::hand).
+//!
+//! Where an action of our own backend does what another program would, it is used; its tables belong to no socket here, so that the hand may
+//! touch those of the agent.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    process::Command,
+    sync::{Arc, Mutex},
 };
 
-use futures::{TryStreamExt, executor::block_on, stream::BoxStream};
+use futures::{TryStreamExt, executor::block_on};
 use overlayd::{
     action::Action,
     clock::UnixTime,
-    ids::{IfName, WgPublicKey},
-    object::{Key, LinkKind, LinkSpec, Spec, Subsystem},
-    observed::{Coverage, Observation, Owner},
+    desired::{AttachmentId, Pid},
+    ids::{IfName, Netns, WgPublicKey},
+    object::{Family, InsideSpec, Key, LinkKind, LinkSpec, Setting, Spec, Subsystem},
+    observed::{Coverage, Observation, Owner, Surroundings},
     platform::{
-        ActionError, Hint, Interest, Kernel, ObserveError,
-        linux::{DataPlaneChoice, LinuxKernel, LinuxOptions},
+        ActionError, Interest, Kernel,
+        linux::{DataPlaneChoice, LinuxKernel, LinuxOptions, netns},
     },
 };
 
+use super::{
+    hand,
+    meddled::{Meddled, Mishaps, lock},
+};
 use crate::{
+    container::Container,
     lab::delete_link,
+    overlay_node::until,
     script::stage::{Mishap, Stage, Unsupported},
     world::mark,
 };
 
-/// What goes wrong, and when.
-#[derive(Default)]
-struct Mishaps {
-    /// How many actions go well before it.
-    once: VecDeque<(usize, Mishap)>,
-    always: BTreeMap<Key, ActionError>,
-}
+/// A kind of links that overlayd never makes and every kernel has.
+const FOREIGN_KIND: &str = "ifb";
 
-impl Mishaps {
-    fn take(&mut self, is_meant: impl Fn(Mishap) -> bool) -> Option<Mishap> {
-        let position = self.once.iter().position(|(_, mishap)| is_meant(*mishap))?;
-        if let Some((actions @ 1.., _)) = self.once.get_mut(position) {
-            *actions -= 1;
-            return None;
-        }
-        self.once.remove(position).map(|(_, mishap)| mishap)
-    }
-}
+/// The processes of a story, and what names their namespaces.
+type Containers = BTreeMap<String, (Container, Netns)>;
 
 #[derive(Clone)]
 pub struct RealStage {
     uapi_dir: PathBuf,
     mishaps: Arc<Mutex<Mishaps>>,
-}
-
-/// The real kernel, and what comes between.
-pub struct Meddled {
-    kernel: LinuxKernel,
-    mishaps: Arc<Mutex<Mishaps>>,
-}
-
-fn lock(mishaps: &Mutex<Mishaps>) -> MutexGuard<'_, Mishaps> {
-    mishaps.lock().unwrap()
-}
-
-impl Kernel for Meddled {
-    async fn observe(&mut self, interest: &Interest) -> Result<Observation, ObserveError> {
-        if lock(&self.mishaps).take(|mishap| matches!(mishap, Mishap::NothingIsSeen)).is_some() {
-            return Err(ObserveError { what: "everything".into(), reason: "simulated".into() });
-        }
-        let mut seen = self.kernel.observe(interest).await?;
-        let is_meant = |mishap| matches!(mishap, Mishap::DumpIsCut(part) if interest.subsystems.contains(&part));
-        while let Some(Mishap::DumpIsCut(part)) = lock(&self.mishaps).take(is_meant) {
-            seen.objects.retain(|key, _| key.subsystem() != part);
-            seen.coverage.insert(part, Coverage::Partial("simulated interruption".into()));
-        }
-        Ok(seen)
-    }
-
-    async fn execute(&mut self, actions: &[Action]) -> Vec<Result<(), ActionError>> {
-        let mut outcomes = Vec::new();
-        for action in actions {
-            let (broken, mishap) = {
-                let mut mishaps = lock(&self.mishaps);
-                let broken = mishaps.always.get(action.key()).cloned();
-                let of_actions = |mishap| matches!(mishap, Mishap::FailsBeforeItsEffect | Mishap::AnswerIsLost);
-                let mishap = if broken.is_none() { mishaps.take(of_actions) } else { None };
-                (broken, mishap)
-            };
-            outcomes.push(match (broken, mishap) {
-                (Some(error), _) => Err(error),
-                (None, Some(Mishap::FailsBeforeItsEffect)) => Err(ActionError::Failed("simulated".into())),
-                (None, mishap) => {
-                    let outcome = self.kernel.execute(std::slice::from_ref(action)).await.remove(0);
-                    if mishap.is_some() { outcome.and(Err(ActionError::Timeout(1_000))) } else { outcome }
-                }
-            });
-        }
-        outcomes
-    }
-
-    fn hints(&mut self) -> BoxStream<'static, Hint> {
-        self.kernel.hints()
-    }
+    containers: Arc<Mutex<Containers>>,
 }
 
 impl RealStage {
     /// An empty stage in the namespace of the calling thread, which has to be inside a tokio runtime.
     pub fn new(story: &str) -> Self {
-        Self { uapi_dir: Path::new("/run/wireguard").join(story), mishaps: Arc::default() }
+        let uapi_dir = Path::new("/run/wireguard").join(story);
+        Self { uapi_dir, mishaps: Arc::default(), containers: Arc::default() }
     }
 
     /// One that looks at the same namespace.
@@ -116,15 +65,51 @@ impl RealStage {
 
     /// The agent's objects as they are.
     pub fn everything(&self) -> BTreeMap<Key, Spec> {
-        let seen = self.look(&Interest { subsystems: Subsystem::ALL.into(), ..Interest::default() });
-        let ours = seen.objects.into_iter().filter(|(_, seen)| seen.owner == Owner::Ours);
+        let links = self.look(&Interest { subsystems: [Subsystem::Link].into(), ..Interest::default() });
+        let mut interest = self.interest();
+        for link in links.objects.into_keys() {
+            if let Key::Link(link) = link {
+                interest.keys.extend(Setting::ALL.map(|setting| Key::Sysctl { link: link.clone(), setting }));
+            }
+        }
+        let ours = self.look(&interest).objects.into_iter().filter(|(_, seen)| seen.owner == Owner::Ours);
         ours.map(|(key, seen)| (key, seen.spec)).collect()
+    }
+
+    /// What a node has besides our objects, before anything happened to it.
+    pub fn surroundings(&self) -> Surroundings {
+        let seen = self.look(&Interest { subsystems: [Subsystem::Link].into(), ..Interest::default() });
+        seen.surroundings.unwrap()
     }
 
     fn open(&self) -> LinuxKernel {
         let mut options = LinuxOptions::new(mark(), DataPlaneChoice::Auto, self.uapi_dir.clone());
         options.device_program = env!("CARGO_BIN_EXE_overlayd").into();
+        options.plain_tables = true;
         LinuxKernel::open(options).unwrap()
+    }
+
+    /// Everything that is ours, and the containers' sides whatever the agent wants there.
+    fn interest(&self) -> Interest {
+        let mut interest = Interest { subsystems: Subsystem::ALL.into(), ..Interest::default() };
+        let containers = self.containers.lock().unwrap();
+        // Who has a pid now comes after who had it.
+        let mut by_age: Vec<&Netns> = containers.values().map(|(_, netns)| netns).collect();
+        by_age.sort_by_key(|netns| netns.start_time);
+        for netns in by_age {
+            for (link, name) in ends(netns).into_iter().zip(["eth0", "eth1"]) {
+                let nothing = InsideSpec {
+                    netns: netns.clone(),
+                    name: name.parse().unwrap(),
+                    mtu: 0,
+                    up: true,
+                    addresses: [].into(),
+                    routes: [].into(),
+                };
+                interest.insides.insert(link, nothing);
+            }
+        }
+        interest
     }
 
     fn look(&self, interest: &Interest) -> Observation {
@@ -144,12 +129,26 @@ impl RealStage {
     }
 
     fn find(&self, key: &Key) -> Option<(Spec, Owner)> {
-        let mut interest = Interest { subsystems: Subsystem::ALL.into(), ..Interest::default() };
+        let mut interest = self.interest();
         interest.keys.insert(key.clone());
         if let Key::Link(name) = key {
             interest.links.insert(name.clone());
         }
         self.look(&interest).objects.remove(key).map(|seen| (seen.spec, seen.owner))
+    }
+}
+
+/// The host's ends of a container's pairs.
+fn ends(netns: &Netns) -> [IfName; 2] {
+    AttachmentId::Container(Pid::new(netns.pid).unwrap()).links().unwrap()
+}
+
+/// Runs a program that only some machines have.
+fn run(program: &str, arguments: &[&str]) -> Result<(), Unsupported> {
+    match Command::new(program).args(arguments).output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => panic!("{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => Err(Unsupported("the program nft is not installed")),
     }
 }
 
@@ -161,20 +160,74 @@ impl Stage for RealStage {
     }
 
     fn remove(&mut self, key: &Key) -> Result<(), Unsupported> {
-        let (was, owner) = self.find(key).unwrap_or_else(|| panic!("{key} is not there"));
-        match (key, owner) {
-            (Key::Link(name), Owner::Stranger(_)) => block_on(delete_link(name.as_str())),
-            _ => self.act(Action::Delete { key: key.clone(), was }),
+        let (was, _) = self.find(key).unwrap_or_else(|| panic!("{key} is not there"));
+        match (key, was) {
+            (Key::Link(name), _) => block_on(delete_link(name.as_str())),
+            (_, Spec::Inside(was)) => {
+                let nothing = InsideSpec { addresses: [].into(), routes: [].into(), ..was.clone() };
+                hand::rewire(was, nothing);
+            }
+            (_, was) => self.act(Action::Delete { key: key.clone(), was }),
         }
         Ok(())
     }
 
     fn put(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported> {
         let key = key.clone();
-        self.act(match self.see(&key) {
-            Some(from) => Action::Update { key, from, to: spec },
-            None => Action::Create { key, spec },
-        });
+        match (self.see(&key), spec) {
+            (Some(Spec::Inside(from)), Spec::Inside(to)) => hand::rewire(from, to),
+            (Some(Spec::Ruleset(from)), Spec::Ruleset(to)) if from.intact && !to.intact => {
+                run("nft", &["flush", "table", "inet", &table()])?;
+            }
+            (_, Spec::Sysctl(value)) => {
+                let Key::Sysctl { link, setting } = &key else { unreachable!("the key of a setting") };
+                let (family, name) = setting.path();
+                std::fs::write(format!("/proc/sys/net/{family}/conf/{link}/{name}"), value.to_string()).unwrap();
+            }
+            (Some(from), to) => self.act(Action::Update { key, from, to }),
+            (None, spec) => self.act(Action::Create { key, spec }),
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, name: &str, before: Option<&Netns>) -> Result<Netns, Unsupported> {
+        let container = match before {
+            None => Container::new(),
+            Some(before) => {
+                let same = Container::with_pid(i32::try_from(before.pid).unwrap());
+                same.ok_or(Unsupported("this process may not choose a pid"))?
+            }
+        };
+        let netns = netns::identify(u32::try_from(container.pid).unwrap()).unwrap();
+        self.containers.lock().unwrap().insert(name.to_owned(), (container, netns.clone()));
+        Ok(netns)
+    }
+
+    fn end(&mut self, name: &str) -> Result<(), Unsupported> {
+        let mut containers = self.containers.lock().unwrap();
+        let (container, netns) = containers.get_mut(name).unwrap();
+        container.kill();
+        // The kernel takes a namespace apart some time after its last process has ended.
+        let is_there = |link: &IfName| nix::net::if_::if_nametoindex(link.as_str()).is_ok();
+        until("the pairs have gone with their namespace", || !ends(netns).iter().any(is_there));
+        Ok(())
+    }
+
+    fn drop_forwarded(&mut self, family: Family, drops: bool) -> Result<(), Unsupported> {
+        let family = if family == Family::Ipv4 { "ip" } else { "ip6" };
+        let policy = if drops { "drop" } else { "accept" };
+        let chain = format!("{{ type filter hook forward priority 0; policy {policy}; }}");
+        run("nft", &["add", "table", family, "filter"])?;
+        run("nft", &["add", "chain", family, "filter", "FORWARD", &chain])
+    }
+
+    fn way_out(&mut self, link: &IfName, is_there: bool) -> Result<(), Unsupported> {
+        if is_there {
+            block_on(make_link(link.as_str(), FOREIGN_KIND));
+            block_on(hand::default_route(link.as_str()));
+        } else {
+            block_on(delete_link(link.as_str()));
+        }
         Ok(())
     }
 
@@ -216,6 +269,11 @@ impl Stage for RealStage {
     fn sessions_lost(&self, _: &IfName, _: &WgPublicKey) -> Result<u32, Unsupported> {
         Err(Unsupported("a real kernel does not count lost sessions"))
     }
+}
+
+/// The name of our tables.
+fn table() -> String {
+    format!("overlayd_{:06x}", mark().link_group() & 0x00FF_FFFF)
 }
 
 async fn make_link(name: &str, kind: &str) {
