@@ -39,6 +39,8 @@ const SKIP: i32 = 77;
 const TEST_LIMIT: Duration = Duration::from_secs(180);
 /// The same for a test that is asked for every case.
 const LONG_LIMIT: Duration = Duration::from_secs(1800);
+/// What asks for it.
+const LONG: [&str; 3] = ["OVERLAYD_CRASH_ALL", "OVERLAYD_POWER_ALL", "OVERLAYD_STORE_KILLS"];
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
@@ -68,7 +70,7 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
         let _ = stdout.read_to_string(&mut text);
         text
     });
-    let limit = if std::env::var_os("OVERLAYD_CRASH_ALL").is_some() { LONG_LIMIT } else { TEST_LIMIT };
+    let limit = if LONG.iter().any(|variable| std::env::var_os(variable).is_some()) { LONG_LIMIT } else { TEST_LIMIT };
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;

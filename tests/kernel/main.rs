@@ -22,6 +22,7 @@ mod overlay_ping;
 mod probe;
 #[path = "../it/script/mod.rs"]
 mod script;
+mod store;
 mod tunnel;
 mod witness;
 #[path = "../it/world.rs"]
