@@ -388,10 +388,15 @@ pub struct Raw {
 
 impl Raw {
     pub fn connect(socket: &Path) -> Self {
-        let stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
-        Self { stream, frames: FrameReader::default(), received: Vec::new() }
+        Self::try_connect(socket).unwrap()
+    }
+
+    /// The same where there may be no agent.
+    pub fn try_connect(socket: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { stream, frames: FrameReader::default(), received: Vec::new() })
     }
 
     /// Sends bytes as they are. An error is no surprise: the other side may have hung up.
@@ -439,6 +444,14 @@ impl Raw {
         let answer = self.next().expect("an answer");
         assert_eq!(answer["id"], id, "{answer}");
         answer["response"].clone()
+    }
+
+    /// The same; `None` when the agent went away before it answered.
+    pub fn try_answer(&mut self, id: u64, request: Request) -> Option<Value> {
+        self.bytes(&encode(&Frame::Request { id, request }).unwrap()).ok()?;
+        let answer = self.next()?;
+        assert_eq!(answer["id"], id, "{answer}");
+        Some(answer["response"].clone())
     }
 
     /// Whether the other side has hung up; does not wait.

@@ -25,6 +25,7 @@ mod probe;
 #[path = "../it/script/mod.rs"]
 mod script;
 mod soak;
+mod store;
 mod tunnel;
 mod witness;
 #[path = "../it/world.rs"]
