@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use futures::executor::block_on;
 use overlayd::{
     clock::{BACKOFF_FIRST, BACKOFF_LAST, Clock, UnixTime},
-    desired::{Edit, OverlayRequest, PeerRequest},
+    desired::{Edit, OverlayRequest, PeerRequest, PeerScope, SegmentMode},
     object::{EndpointSpec, Key, LinkKind, LinkSpec, RouteSpec, Setting, Spec, Subsystem},
     observed::{Observed, Owner},
     platform::{ActionError, sim::Fault},
@@ -661,4 +661,23 @@ fn what_was_left_by_an_earlier_life_is_remembered_as_swept_and_what_an_edit_remo
     world.apply(&Edit::RemoveOverlay);
     assert!(world.seen(&link()).is_none());
     assert_eq!(world.engine.view().read().swept.count(), 2);
+}
+
+#[test]
+fn what_a_dedicated_segments_peers_have_is_reached_through_the_renamed_device_and_that_is_no_drift() {
+    let mut world = World::converged(1);
+    let web: overlayd::ids::ServiceName = "web".parse().unwrap();
+    world.apply(&Edit::EnsureSegment {
+        service: web.clone(),
+        mode: SegmentMode::Dedicated,
+        fresh: crate::desk::key(3),
+    });
+    let scope = PeerScope::Service(web);
+    world.apply(&Edit::EnsurePeer(PeerRequest { scope, allowed_ips: [cidr("10.200.7.0/26")].into(), ..peer(2) }));
+    assert!(world.round().in_sync);
+    let round = world.apply(&Edit::EnsureOverlay(OverlayRequest { instance: "1".parse().unwrap(), ..overlay() }));
+    assert!(round.in_sync && round.drift.is_empty(), "{round:?}");
+    let route = Key::Route { destination: cidr("10.200.7.0/26"), metric: world.engine.facts().mark.route_metric() };
+    let through = Spec::Route(RouteSpec::Through("zl-prod-1-web-d".parse().unwrap()));
+    assert_eq!(world.seen(&route).map(|seen| seen.spec), Some(through));
 }

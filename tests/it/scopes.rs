@@ -1,16 +1,19 @@
 //! What an edit says that it touches is all that it changes: after its own round nothing is left for a full one.
 
+use futures::executor::block_on;
 use overlayd::{
-    desired::{Edit, SegmentMode, consider},
+    clock::UnixTime,
+    desired::{Context, Edit, SegmentMode, Touched, consider},
     ids::IfName,
     object::{Key, LinkKind, LinkSpec, Spec},
     observed::{Observed, Owner},
     platform::ActionError,
+    reconcile::target::Scope,
 };
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    desk::{container, guest, host_shared, key, pid, service, with},
+    desk::{REST, container, guest, host_shared, key, pid, service, with},
     lives::edits,
     world::{World, at, document},
 };
@@ -114,4 +117,31 @@ fn nothing_is_tried_on_a_port_that_waits_for_a_bridge_whose_name_is_a_strangers(
     let blocked = |key: &Key| view.ledger.condition(key).is_some_and(|is| is.word() == "blocked");
     assert!(blocked(&Key::Inside("veth-1-s".parse().unwrap())), "{:?}", view.ledger.troubled());
     assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
+}
+
+/// A port that could not be removed: its container's address has rested, and a guest is given it.
+#[test]
+fn an_address_stays_in_the_firewall_as_long_as_a_port_has_it_whoever_is_given_it() {
+    let join = with(container(1, "web"), |wanted| wanted.join_global = true);
+    let mut world = World::converged(1);
+    world.apply(&join);
+    let port = Key::Link("veth-1-g".parse::<IfName>().unwrap());
+    let held = world.document.read().unwrap().attachments()[&pid(1)].global[0];
+    world.kernel.break_object(port.clone(), ActionError::Failed("simulated".into()));
+    world.apply(&container(1, "web"));
+    // What the failed round left in doubt is known again.
+    assert!(!world.round().in_sync);
+    let change = {
+        let mut document = world.document.write().unwrap();
+        let next = document.generation() + 1;
+        let rested = Context { now: UnixTime(at(next).now.0 + 2 * REST), ..at(next) };
+        let change = consider(&document, &guest("vm", "web", key(9)), &rested).unwrap();
+        document.absorb(next, &change.mutations);
+        change
+    };
+    let Touched::Keys(keys) = change.touched else { panic!("{change:?}") };
+    block_on(world.engine.round(Scope::Keys(keys)));
+    let given = world.document.read().unwrap().attachments()[&"guest/vm".parse().unwrap()].addresses.clone();
+    assert_eq!(given, [held], "the case that is meant");
+    assert!(world.seen(&port).is_some() && world.seen(&Key::Member(held)).is_some());
 }

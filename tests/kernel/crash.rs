@@ -13,11 +13,19 @@ mod tracer;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock},
+    io::Write,
+    path::Path,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use overlayd::{client::Client, wire::Response};
+use overlayd::{
+    client::Client,
+    wire::{Request, Response},
+};
 
 use self::{
     calls::Call,
@@ -42,26 +50,43 @@ struct Run {
 }
 
 fn run(scene: &mut Scene, moment: Option<Moment>) -> Run {
+    let mut held = scene.operation.is_a_start().then(|| scene.node.spawn_held());
     let (socket, request) = (scene.node.socket(), scene.request());
     let agent = scene.node.agent_pid();
-    let answer = Arc::new(OnceLock::new());
-    let (answered, mut client) = (Arc::clone(&answer), None);
+    let (answer, is_over) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
+    let (answered, over, mut client) = (Arc::clone(&answer), Arc::clone(&is_over), None);
     let stage = &*scene;
     let begin = || {
+        if let Some(held) = &mut held {
+            held.write_all(b"begin\n").unwrap();
+        }
         stage.provoke();
         client = Some(std::thread::spawn(move || {
-            let response = block_on(async { Client::connect(&socket).await.ok()?.request(request).await.ok() });
-            let _ = answered.set(response);
+            if let Some(response) = block_on(ask_once(&socket, request, &over)) {
+                let _ = answered.set(response);
+            }
         }));
     };
     // A thread of its own: it is to have no children of which it would wait.
     let traced =
         std::thread::scope(|scope| scope.spawn(|| kill_at(agent, moment, begin, || answer.get().is_some())).join());
     let trace = traced.unwrap();
+    is_over.store(true, Ordering::SeqCst);
     client.expect("it was begun").join().unwrap();
     scene.node.forget_agent();
-    let answer = answer.get().cloned().flatten();
-    Run { trace, answer }
+    Run { trace, answer: answer.get().cloned() }
+}
+
+/// The answer of an agent that listens or soon will; `None` when it dies before.
+async fn ask_once(socket: &Path, request: Request, is_over: &AtomicBool) -> Option<Response> {
+    let mut client = loop {
+        match Client::connect(socket).await {
+            Ok(client) => break client,
+            Err(_) if is_over.load(Ordering::SeqCst) => return None,
+            Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    };
+    client.request(request).await.ok()
 }
 
 /// Starts the agent again and waits until it is in sync; says which of both did not happen.
@@ -297,4 +322,24 @@ fn a_setup_of_the_overlay_ends_the_same_whenever_the_agent_dies() {
 #[test]
 fn a_teardown_of_the_overlay_ends_the_same_whenever_the_agent_dies() {
     killed_at_every_call(Operation::TeardownOverlay, || {});
+}
+
+#[test]
+fn a_first_start_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::FirstStart, || {});
+}
+
+#[test]
+fn a_start_on_a_bare_node_ends_the_same_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::Rebuild, || {});
+}
+
+#[test]
+fn a_lost_device_is_started_again_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::LostDevice, || {});
+}
+
+#[test]
+fn an_edit_of_the_document_is_there_wholly_or_not_at_all_whenever_the_agent_dies() {
+    killed_at_every_call(Operation::RegisterDns, || {});
 }

@@ -9,7 +9,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStdin, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -144,13 +144,19 @@ impl OverlayNode {
         command
     }
 
-    /// Starts the agent and does not wait for it.
-    pub fn spawn(&mut self) {
+    /// The command that is the agent.
+    fn run_command(&self) -> Command {
         let log = OpenOptions::new().create(true).append(true).open(format!("/run/{}.log", self.name)).unwrap();
         let mut command = self.overlayd();
         command.args(["run", "--data-plane", &chosen_plane(), "--log", self.log_level, "--socket"]);
         command.arg(self.socket()).args(&self.flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+    }
+
+    /// Starts the agent and does not wait for it.
+    pub fn spawn(&mut self) {
+        let mut command = self.run_command();
         for capability in self.lacking.clone() {
             let drop_it = move || match drop_capability(capability) {
                 0 => Ok(()),
@@ -162,6 +168,30 @@ impl OverlayNode {
         let child = self.node.run(move || command.spawn());
         assert!(self.agent.is_none());
         self.agent = Some(child.unwrap());
+    }
+
+    /// Starts a process that becomes the agent as soon as it is sent a line.
+    pub fn spawn_held(&mut self) -> ChildStdin {
+        let log = OpenOptions::new().create(true).append(true).open(format!("/run/{}.log", self.name)).unwrap();
+        let agent = self.run_command();
+        let mut command = Command::new("sh");
+        command.args(["-c", "read _; exec \"$0\" \"$@\""]).arg(agent.get_program()).args(agent.get_args());
+        for (name, value) in agent.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        let mut child = self.node.run(move || command.spawn()).unwrap();
+        let line = child.stdin.take().unwrap();
+        assert!(self.agent.is_none());
+        self.agent = Some(child);
+        line
+    }
+
+    pub fn is_started(&self) -> bool {
+        self.agent.is_some()
     }
 
     /// Starts the agent; answers how long it took to be ready.

@@ -38,7 +38,14 @@ const NAMES: &[(libc::c_long, &str)] = &[
     (libc::SYS_pwritev, "pwritev"),
     (libc::SYS_fsync, "fsync"),
     (libc::SYS_fdatasync, "fdatasync"),
+    (libc::SYS_sync_file_range, "sync_file_range"),
     (libc::SYS_ftruncate, "ftruncate"),
+    (libc::SYS_fallocate, "fallocate"),
+    (libc::SYS_fchmod, "fchmod"),
+    (libc::SYS_fchmodat, "fchmodat"),
+    (libc::SYS_fchown, "fchown"),
+    (libc::SYS_fchownat, "fchownat"),
+    (libc::SYS_bind, "bind"),
     (libc::SYS_openat, "openat"),
     (libc::SYS_mkdirat, "mkdirat"),
     (libc::SYS_unlinkat, "unlinkat"),
@@ -56,6 +63,10 @@ const NAMES: &[(libc::c_long, &str)] = &[
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_mkdir, "mkdir"),
     #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chmod, "chmod"),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_chown, "chown"),
+    #[cfg(target_arch = "x86_64")]
     (libc::SYS_vfork, "vfork"),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_fork, "fork"),
@@ -72,8 +83,10 @@ pub fn relevant(process: i32, tid: i32, number: u64, arguments: [u64; 6]) -> Opt
         "clone" => cloned(arguments[0]).then(|| call(String::new(), false))?,
         "clone3" => cloned(word(tid, arguments[0])?).then(|| call(String::new(), false))?,
         "vfork" | "fork" => call(String::new(), false),
-        "execve" | "rename" | "unlink" | "mkdir" => call(text(tid, arguments[0]), false),
-        "mkdirat" | "unlinkat" | "renameat2" => call(text(tid, arguments[1]), false),
+        "execve" | "rename" | "unlink" | "mkdir" | "chmod" | "chown" => call(text(tid, arguments[0]), false),
+        "mkdirat" | "unlinkat" | "renameat2" | "fchmodat" | "fchownat" => call(text(tid, arguments[1]), false),
+        // A socket of the file system is there for others from now on; one of netlink is only numbered.
+        "bind" => (family(process, arguments[0]) == Some(libc::AF_UNIX)).then(|| call("unix socket".into(), false))?,
         "ioctl" => {
             let target = descriptor(tid, arguments[0])?;
             let is_question = QUESTIONS.contains(&arguments[1]);

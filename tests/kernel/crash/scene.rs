@@ -4,18 +4,24 @@
 
 use std::{net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use overlayd::{
     action::Action,
     ids::WgPublicKey,
     object::{Key, LinkKind, LinkSpec, Spec},
+    observed::Owner,
     wire::{OverlayMode, PeerScope, Request, Response},
 };
+use serde_json::Value;
 
 use crate::{
     container::Container,
     containers::scene::{Wish, bridge_of, inner, single_with},
     lab::Node,
-    overlay_node::{IPV4, OverlayNode, PORT, add_peer, setup_request},
+    overlay_node::{IPV4, OverlayNode, PORT, add_peer, setup_request, until},
     overlay_ping::Pinger,
 };
 
@@ -34,6 +40,14 @@ pub enum Operation {
     MoveAllowedIp,
     SetupOverlay,
     TeardownOverlay,
+    /// The start of an agent that finds nothing: no store, and nothing on the node.
+    FirstStart,
+    /// A start on a node from which everything was taken, as after a power cut.
+    Rebuild,
+    /// The process behind the userspace device dies, and the agent starts another.
+    LostDevice,
+    /// An edit that changes the document and nothing else.
+    RegisterDns,
 }
 
 impl Operation {
@@ -49,18 +63,27 @@ impl Operation {
             Operation::MoveAllowedIp => "move of an allowed IP",
             Operation::SetupOverlay => "setup of the overlay",
             Operation::TeardownOverlay => "teardown of the overlay",
+            Operation::FirstStart => "first start",
+            Operation::Rebuild => "start on a bare node",
+            Operation::LostDevice => "start of a lost device",
+            Operation::RegisterDns => "edit of the document alone",
         }
     }
 
     /// Whether no service outlives it, so that the unrelated flow is one of the host.
     fn takes_all(self) -> bool {
-        matches!(self, Operation::SetupOverlay | Operation::TeardownOverlay)
+        matches!(self, Operation::SetupOverlay | Operation::TeardownOverlay) || self.is_a_start()
+    }
+
+    /// Whether the agent is killed while it starts, and not while it answers.
+    pub fn is_a_start(self) -> bool {
+        matches!(self, Operation::FirstStart | Operation::Rebuild)
     }
 }
 
 pub struct Scene {
     pub node: OverlayNode,
-    operation: Operation,
+    pub operation: Operation,
     /// The bridge of the service whose flow must not notice.
     bystander: Option<String>,
     subject: Container,
@@ -97,14 +120,39 @@ impl Scene {
     }
 
     /// Brings the node to the state before the operation, from any state that the operation can leave.
-    pub fn prepare(&self) {
+    pub fn prepare(&mut self) {
         for request in self.before() {
             self.node.request(request);
         }
+        if self.operation.is_a_start() {
+            until("the agent is in sync", || self.node.total("overlayd_in_sync") == 1.0);
+            self.node.kill();
+        }
+        match self.operation {
+            Operation::FirstStart => self.node.forget_state(),
+            Operation::Rebuild => self.take_everything(),
+            _ => {}
+        }
+    }
+
+    /// Removes every link of ours and the rules, and with them all that is on them.
+    fn take_everything(&self) {
+        let seen = self.node.observe().objects;
+        let ours = seen.into_iter().filter(|(_, seen)| seen.owner == Owner::Ours);
+        let is_taken = |key: &Key| matches!(key, Key::Link(_) | Key::Ruleset | Key::Member(_) | Key::Route { .. });
+        let deletions = ours.filter(|(key, _)| is_taken(key)).map(|(key, seen)| Action::Delete { key, was: seen.spec });
+        // What went with a link before its turn came is no surprise.
+        let _ = self.node.execute(deletions.collect());
     }
 
     /// What happens on the node when the agent is traced already, right before the request.
     pub fn provoke(&self) {
+        if self.operation == Operation::LostDevice {
+            let device = self.node.status().interface.unwrap().parse().unwrap();
+            let process = self.node.device_process(&device).expect("a device process");
+            kill(Pid::from_raw(process), Signal::SIGKILL).unwrap();
+            return;
+        }
         if self.operation == Operation::Prune {
             // A segment is pruned a minute after it was made; a bridge with our mark and no segment at once, perhaps before the request.
             let spec = Spec::Link(LinkSpec::up(LinkKind::Bridge, 1420));
@@ -117,7 +165,7 @@ impl Scene {
 
     /// Whether the states before and after the operation are two.
     pub fn changes(&self) -> bool {
-        self.operation != Operation::Prune
+        !matches!(self.operation, Operation::Prune | Operation::LostDevice)
     }
 
     fn before(&self) -> Vec<Request> {
@@ -145,6 +193,10 @@ impl Scene {
                 segment,
                 Wish::to("api").global().of(&self.subject),
             ],
+            Operation::FirstStart => vec![Request::TeardownGlobalOverlay],
+            Operation::Rebuild => vec![segment, Wish::to("api").global().fenced("red").of(&self.subject)],
+            Operation::LostDevice => Vec::new(),
+            Operation::RegisterDns => vec![Request::UnregisterDns { name: "www.zone".into() }],
         }
     }
 
@@ -162,6 +214,12 @@ impl Scene {
             Operation::MoveAllowedIp => moved_to(2),
             Operation::SetupOverlay => setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT),
             Operation::TeardownOverlay => Request::TeardownGlobalOverlay,
+            Operation::FirstStart | Operation::Rebuild => Request::Status,
+            // Answered only when there is a device again.
+            Operation::LostDevice => setup_request(IPV4.cluster, Some(IPV4.slices[0]), PORT),
+            Operation::RegisterDns => {
+                Request::RegisterDns { name: "www.zone".into(), ip: IpAddr::from([10, 200, 0, 9]) }
+            }
         }
     }
 
@@ -169,17 +227,21 @@ impl Scene {
     pub fn is_same_answer(first: &Response, again: &Response) -> bool {
         match (first, again) {
             (Response::PrunedBridges { .. }, Response::PrunedBridges { .. }) => true,
+            (Response::Status(_), Response::Status(_)) => true,
             (first, again) => first == again,
         }
     }
 
-    /// The node as lines of text: objects of ours, the inside of the container, device processes. Keys are compared by whether they are
-    /// the document's: a new overlay may have a new one.
+    /// The node as lines of text: objects of ours, the inside of the container, device processes, the document. Keys are compared by whether
+    /// they are the document's: a new overlay may have a new one.
     pub fn state(&self) -> Vec<String> {
         let seen = self.node.observe().objects;
         let mut lines: Vec<String> =
             seen.iter().map(|(key, seen)| format!("{key} {:?} {:?}", seen.spec, seen.owner)).collect();
-        if let Some(key) = self.node.status().public_key {
+        lines.extend(self.document());
+        if self.node.is_started()
+            && let Some(key) = self.node.status().public_key
+        {
             lines = lines.iter().map(|line| line.replace(&key, "KEY")).collect();
         }
         for link in ["eth0", "eth1"] {
@@ -190,6 +252,22 @@ impl Scene {
         lines.extend(sockets.map(|entry| format!("socket {}", entry.file_name().to_string_lossy())));
         lines.sort();
         lines
+    }
+
+    /// The records of the document, without what tells when they were written.
+    fn document(&self) -> Vec<String> {
+        let output = self.node.command(&["store", "export"]);
+        let Ok(export) = serde_json::from_slice::<Value>(&output.stdout) else {
+            return vec![format!("no document: {}", output.status)];
+        };
+        let records = export["records"].as_object().expect("an export has records").iter();
+        let timeless = records.map(|(key, record)| {
+            let mut record = record.clone();
+            let fields = record.as_object_mut().expect("a record is an object");
+            fields.retain(|name, _| !["since", "endpoint_since", "created", "until"].contains(&name.as_str()));
+            format!("record {key} {record}")
+        });
+        timeless.collect()
     }
 
     fn device_processes(&self) -> usize {

@@ -191,7 +191,7 @@ impl Tracer {
         }
         let process = self.process_of(tid);
         let (signal, event) = (libc::WSTOPSIG(status), status >> 16);
-        if event == EVENT_EXEC || (self.is_killed && process != self.agent) {
+        if process != self.agent && (event == EVENT_EXEC || self.is_killed) {
             // The child is a program of its own now, or it has outlived the agent.
             self.processes.remove(&tid);
             ptrace(DETACH, tid, 0, 0);
