@@ -271,8 +271,12 @@ impl Planner<'_> {
 
     /// True when the rules that a port needs round it are there, or are made before it.
     fn is_fenced(&self) -> bool {
-        let stands = |seen: &Observed| matches!(&seen.spec, Spec::Ruleset(ruleset) if ruleset.intact && seen.is_ours());
-        self.target.wants(&Key::Ruleset).is_some() || self.snapshot.find(&Key::Ruleset).is_some_and(stands)
+        match self.snapshot.find(&Key::Ruleset) {
+            // A table that is not ours fences nobody in, and ours cannot be made in its place.
+            Some(seen) if !seen.is_ours() => false,
+            Some(Observed { spec: Spec::Ruleset(ruleset), .. }) if ruleset.intact => true,
+            Some(_) | None => self.target.wants(&Key::Ruleset).is_some(),
+        }
     }
 
     fn goes_with_its_link(&self, key: &Key, spec: &Spec) -> bool {

@@ -3,7 +3,7 @@
 use overlayd::{
     desired::{Edit, SegmentMode, consider},
     ids::IfName,
-    object::{Key, LinkKind, LinkSpec, Spec},
+    object::{Key, LinkKind, LinkSpec, RulesetSpec, Spec},
     observed::{Observed, Owner},
     platform::ActionError,
 };
@@ -113,5 +113,21 @@ fn nothing_is_tried_on_a_port_that_waits_for_a_bridge_whose_name_is_a_strangers(
     let view = view.read();
     let blocked = |key: &Key| view.ledger.condition(key).is_some_and(|is| is.word() == "blocked");
     assert!(blocked(&Key::Inside("veth-1-s".parse().unwrap())), "{:?}", view.ledger.troubled());
+    assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
+}
+
+#[test]
+fn no_container_comes_to_a_node_whose_table_is_a_strangers_and_none_is_tried() {
+    let mut world = World::converged(1);
+    let theirs = Spec::Ruleset(RulesetSpec::default());
+    let stranger = Observed { owner: Owner::Stranger("another program's".into()), ..Observed::ours(theirs) };
+    world.kernel.node(|node| node.place(Key::Ruleset, stranger));
+    world.apply(&container(1, "web"));
+    let round = world.round();
+    let failed: Vec<_> = round.actions.iter().filter(|action| action.result != "ok").collect();
+    assert!(failed.is_empty() && round.again_at.is_none(), "{round:?}");
+    assert!(world.seen(&Key::Link("veth-1-s".parse().unwrap())).is_none());
+    let view = world.engine.view();
+    let view = view.read();
     assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
 }
