@@ -271,13 +271,14 @@ impl Planner<'_> {
 
     /// True when the rules that a port needs round it are there, or are made before it.
     fn is_fenced(&self) -> bool {
-        let stands = |seen: &Observed| matches!(&seen.spec, Spec::Ruleset(ruleset) if ruleset.intact && seen.is_ours());
-        let seen = self.snapshot.find(&Key::Ruleset);
-        let is_made = || {
-            let is_possible = seen.map_or(self.snapshot.is_whole(Subsystem::Ruleset), Observed::is_ours);
-            self.target.wants(&Key::Ruleset).is_some() && is_possible
-        };
-        seen.is_some_and(stands) || is_made()
+        match self.snapshot.find(&Key::Ruleset) {
+            // A table that is not ours fences nobody in, and ours cannot be made in its place.
+            Some(seen) if !seen.is_ours() => false,
+            Some(Observed { spec: Spec::Ruleset(ruleset), .. }) if ruleset.intact => true,
+            // It is made before the port, where it is known to be missing.
+            Some(_) => self.target.wants(&Key::Ruleset).is_some(),
+            None => self.target.wants(&Key::Ruleset).is_some() && self.snapshot.is_whole(Subsystem::Ruleset),
+        }
     }
 
     fn goes_with_its_link(&self, key: &Key, spec: &Spec) -> bool {

@@ -5,7 +5,7 @@ use overlayd::{
     clock::UnixTime,
     desired::{Context, Edit, SegmentMode, Touched, consider},
     ids::IfName,
-    object::{Key, LinkKind, LinkSpec, Spec},
+    object::{Key, LinkKind, LinkSpec, RulesetSpec, Spec},
     observed::{Observed, Owner},
     platform::ActionError,
     reconcile::target::Scope,
@@ -144,4 +144,20 @@ fn an_address_stays_in_the_firewall_as_long_as_a_port_has_it_whoever_is_given_it
     let given = world.document.read().unwrap().attachments()[&"guest/vm".parse().unwrap()].addresses.clone();
     assert_eq!(given, [held], "the case that is meant");
     assert!(world.seen(&port).is_some() && world.seen(&Key::Member(held)).is_some());
+}
+
+#[test]
+fn no_container_comes_to_a_node_whose_table_is_a_strangers_and_none_is_tried() {
+    let mut world = World::converged(1);
+    let theirs = Spec::Ruleset(RulesetSpec::default());
+    let stranger = Observed { owner: Owner::Stranger("another program's".into()), ..Observed::ours(theirs) };
+    world.kernel.node(|node| node.place(Key::Ruleset, stranger));
+    world.apply(&container(1, "web"));
+    let round = world.round();
+    let failed: Vec<_> = round.actions.iter().filter(|action| action.result != "ok").collect();
+    assert!(failed.is_empty() && round.again_at.is_none(), "{round:?}");
+    assert!(world.seen(&Key::Link("veth-1-s".parse().unwrap())).is_none());
+    let view = world.engine.view();
+    let view = view.read();
+    assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
 }

@@ -256,7 +256,7 @@ impl SimNode {
         let (Spec::Member(from), Spec::Member(to)) = (from, to) else {
             return Err(ActionError::Gone(key.to_string()));
         };
-        if !self.objects.contains_key(&Key::Ruleset) {
+        if !self.has_rules() {
             return Err(ActionError::Gone(Key::Ruleset.to_string()));
         }
         let (member, torn) = changed_blindly(from, to);
@@ -283,10 +283,15 @@ impl SimNode {
         }
     }
 
+    /// Into a table that is a stranger's nothing is put (`firewall-stranger.txt`).
+    fn has_rules(&self) -> bool {
+        self.objects.get(&Key::Ruleset).is_some_and(Observed::is_ours)
+    }
+
     fn check_prerequisites(&self, key: &Key, spec: &Spec) -> Result<(), ActionError> {
         match (key, spec) {
             // An address stands in a set of the tables (`stale-cache.txt`).
-            (Key::Member(_), _) if !self.objects.contains_key(&Key::Ruleset) => {
+            (Key::Member(_), _) if !self.has_rules() => {
                 return Err(ActionError::Gone(Key::Ruleset.to_string()));
             }
             (Key::Sysctl { link, .. }, _) if self.surroundings.uplinks.contains(link) => return Ok(()),
@@ -394,6 +399,8 @@ impl SimPeer {
 fn in_the_way(key: &Key, interest: &Interest) -> bool {
     match key {
         Key::Link(name) => interest.links.contains(name),
+        // There is only one place for it (`firewall-stranger.txt`).
+        Key::Ruleset => true,
         other => interest.keys.contains(other),
     }
 }

@@ -26,7 +26,7 @@
 //! ```text
 //! container NAME [pid-of=OTHER]       a container begins, in a network of its own; with the pid of one that has ended
 //! end NAME                            its last process ends, and the kernel takes its network away
-//! drift delete OBJECT                 drift set OBJECT name=value …      stranger OBJECT (a link)
+//! drift delete OBJECT                 drift set OBJECT name=value …      stranger OBJECT (a link, the firewall)
 //! forwarding dropped|accepted ipv4    another program's forward chain drops what it does not know, or no longer does
 //! way-out LINK comes|goes             a link of the host's with a default route
 //! fault next|after N  fail|lose-answer|blind|cut PART            break OBJECT    mend OBJECT

@@ -7,7 +7,7 @@ use futures::executor::block_on;
 use overlayd::{
     clock::{Clock, UnixTime},
     desired::{Context, Document, Edit, Grant, Place, Policy, Touched, consider},
-    object::{Key, PeerSpec, Spec, Subsystem},
+    object::{Key, PeerSpec, RulesetSpec, Spec, Subsystem},
     platform::ActionError,
     reconcile::{
         engine::{Depth, Engine},
@@ -123,7 +123,12 @@ impl<S: Stage> Play<S> {
             ["drift", "set", object @ ..] => self.disturb(step, object)?,
             ["stranger", object @ ..] => {
                 self.acted.clear();
-                self.stage.put_stranger(&self.cast.object(step, object), foreign_link())?;
+                let key = self.cast.object(step, object);
+                let theirs = match &key {
+                    Key::Ruleset => Spec::Ruleset(RulesetSpec::default()),
+                    _ => foreign_link(),
+                };
+                self.stage.put_stranger(&key, theirs)?;
             }
             ["forwarding", what @ ("dropped" | "accepted"), word] => {
                 self.acted.clear();

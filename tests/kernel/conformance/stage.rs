@@ -160,8 +160,9 @@ impl Stage for RealStage {
     }
 
     fn remove(&mut self, key: &Key) -> Result<(), Unsupported> {
-        let (was, _) = self.find(key).unwrap_or_else(|| panic!("{key} is not there"));
+        let (was, owner) = self.find(key).unwrap_or_else(|| panic!("{key} is not there"));
         match (key, was) {
+            (Key::Ruleset, _) if owner != Owner::Ours => run("nft", &["delete", "table", "inet", &table()])?,
             (Key::Link(name), _) => block_on(delete_link(name.as_str())),
             (_, Spec::Inside(was)) => {
                 let nothing = InsideSpec { addresses: [].into(), routes: [].into(), ..was.clone() };
@@ -232,8 +233,14 @@ impl Stage for RealStage {
     }
 
     fn put_stranger(&mut self, key: &Key, spec: Spec) -> Result<(), Unsupported> {
+        if *key == Key::Ruleset {
+            if self.see(key).is_some() {
+                self.remove(key)?;
+            }
+            return run("nft", &["add", "table", "inet", &table()]);
+        }
         let (Key::Link(name), Spec::Link(LinkSpec { kind: LinkKind::Other(kind), .. })) = (key, spec) else {
-            return Err(Unsupported("strangers' objects other than links"));
+            return Err(Unsupported("strangers' objects other than links and tables"));
         };
         // A link of ours with the name makes room.
         if self.see(key).is_some() && !self.is_strangers(key) {
