@@ -40,7 +40,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 /// The same for a test that is asked for every case.
 const LONG_LIMIT: Duration = Duration::from_secs(1800);
 /// What asks for it.
-const LONG: [&str; 3] = ["OVERLAYD_CRASH_ALL", "OVERLAYD_POWER_ALL", "OVERLAYD_STORE_KILLS"];
+const LONG: [&str; 4] = ["OVERLAYD_CRASH_ALL", "OVERLAYD_DAMAGE_ALL", "OVERLAYD_POWER_ALL", "OVERLAYD_STORE_KILLS"];
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);

@@ -198,7 +198,7 @@ fn with_no_copy_left_a_recovery_refuses_and_changes_nothing() {
     }
     let before = files(&dir);
     assert!(matches!(open(&dir), Err(StoreError::Damaged { .. })));
-    assert!(matches!(recover(&dir, UnixTime(9)), Err(StoreError::Damaged { .. })));
+    assert!(matches!(recover(&dir, UnixTime(9)), Err(StoreError::NothingLeft { .. })));
     assert!(matches!(read_only(&dir), Err(StoreError::Damaged { .. })));
     assert_eq!(files(&dir), before);
 }
