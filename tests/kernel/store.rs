@@ -9,6 +9,7 @@
 mod belongings;
 mod damage;
 mod kept;
+mod power;
 mod writers;
 
 use serde_json::Value;
