@@ -19,6 +19,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 use overlayd::wire::{NatCandidate, Request};
+use serde_json::Value;
 
 use self::{
     platter::{Fate, Op, after_cut},
@@ -28,7 +29,7 @@ use self::{
 use super::{
     Chance, asked_for,
     belongings::{Belongings, Edit, belongings},
-    isolated,
+    export, isolated,
 };
 use crate::{
     agent_process::{Agent, within},
@@ -74,6 +75,13 @@ impl Client {
     }
 }
 
+/// What the clients know.
+struct Told {
+    clients: Vec<Client>,
+    /// The node's key, without its secret.
+    key: Value,
+}
+
 /// Starts the agent under the eyes of the recorder.
 fn start_followed(agent: &mut Agent<'_>, recorder: Recorder) -> Following {
     let run = agent.run_command();
@@ -99,7 +107,7 @@ fn send_all(agent: &Agent<'_>, clients: &mut [Client], count: usize) {
 }
 
 /// Two lives of an agent: a store is made, filled, folded, closed, opened again, and filled until the agent is killed.
-fn recorded(agent: &mut Agent<'_>) -> (Vec<Op>, Vec<Client>) {
+fn recorded(agent: &mut Agent<'_>) -> (Vec<Op>, Told) {
     let mut clients = vec![Client::default(); usize::from(CLIENTS)];
     let following = start_followed(agent, Recorder::new(&agent.state_dir()));
     for count in [12, 12, 30] {
@@ -116,7 +124,9 @@ fn recorded(agent: &mut Agent<'_>) -> (Vec<Op>, Vec<Client>) {
     agent.signal(Signal::SIGKILL);
     let recorder = following.finish();
     agent.kill();
-    (recorder.ops, clients)
+    let key = export(agent)["records"]["node-key"].take();
+    assert!(key["public_key"].is_string(), "{key}");
+    (recorder.ops, Told { clients, key })
 }
 
 /// How many of each client's edits had been answered.
@@ -132,7 +142,7 @@ fn answered(ops: &[Op]) -> Vec<usize> {
 }
 
 /// Looks at the store of the agent, which lies there as after a cut: what is missing of what was answered.
-fn missing(agent: &Agent<'_>, clients: &[Client], answered: &[usize]) -> Result<(), String> {
+fn missing(agent: &Agent<'_>, told: &Told, answered: &[usize]) -> Result<(), String> {
     let check = agent.command(&["store", "check"]);
     let report = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
     if !check.status.success() {
@@ -141,19 +151,25 @@ fn missing(agent: &Agent<'_>, clients: &[Client], answered: &[usize]) -> Result<
     if answered.iter().all(|count| *count == 0) && !agent.state_dir().join("FORMAT").exists() {
         return Ok(());
     }
-    found(agent, clients, answered).map_err(|lost| format!("{lost}\n{report}"))
+    found(agent, told, answered).map_err(|lost| format!("{lost}\n{report}"))
 }
 
-fn found(agent: &Agent<'_>, clients: &[Client], answered: &[usize]) -> Result<(), String> {
+fn found(agent: &Agent<'_>, told: &Told, answered: &[usize]) -> Result<(), String> {
     let output = agent.command(&["store", "export"]);
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    let document = belongings(&serde_json::from_slice(&output.stdout).unwrap(), CLIENTS);
-    for ((number, client), (found, count)) in (0..).zip(clients).zip(document.iter().zip(answered)) {
-        let (told, next) = (client.after(number, *count), client.after(number, count + 1));
-        if *found != told && *found != next {
-            return Err(format!("client {number} was told of {count} edits: {told:?}, found {found:?}"));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let key = &document["records"]["node-key"];
+    // Before the first answer the store may not have been born yet, and a start makes another key.
+    if *key != told.key && answered.iter().any(|count| *count > 0) {
+        return Err(format!("the key is {key}, it was {}", told.key));
+    }
+    let document = belongings(&document, CLIENTS);
+    for ((number, client), (found, count)) in (0..).zip(&told.clients).zip(document.iter().zip(answered)) {
+        let (kept, next) = (client.after(number, *count), client.after(number, count + 1));
+        if *found != kept && *found != next {
+            return Err(format!("client {number} was told of {count} edits: {kept:?}, found {found:?}"));
         }
     }
     Ok(())
@@ -180,7 +196,7 @@ fn after_a_power_cut_at_any_moment_the_agent_starts_and_has_all_that_it_confirme
             skip("no /bin/sh to start an agent that waits for its tracer");
         }
         let mut agent = Agent::without_device("a");
-        let (ops, clients) = recorded(&mut agent);
+        let (ops, told) = recorded(&mut agent);
         let (begun, mut chance) = (Instant::now(), Chance(asked_for("OVERLAYD_POWER_SEED", 1)));
         let moments = moments(&ops);
         let (mut cuts, mut starts) = (0, 0);
@@ -194,13 +210,13 @@ fn after_a_power_cut_at_any_moment_the_agent_starts_and_has_all_that_it_confirme
                     _ => Fate::Chance(&mut chance),
                 };
                 cut(&agent, before, fate);
-                let lost = missing(&agent, &clients, &answered);
+                let lost = missing(&agent, &told, &answered);
                 assert!(lost.is_ok(), "cut {choice} at {moment}, after {:?}: {lost:?}", shown(before));
                 cuts += 1;
             }
             if turn % 5 == 0 {
                 agent.start();
-                let lost = found(&agent, &clients, &answered);
+                let lost = found(&agent, &told, &answered);
                 assert!(lost.is_ok(), "started after a cut at {moment}, after {:?}: {lost:?}", shown(before));
                 agent.kill();
                 starts += 1;
@@ -219,25 +235,25 @@ fn after_a_power_cut_at_any_moment_the_agent_starts_and_has_all_that_it_confirme
         );
         let is_segment = |op: &&Op| matches!(op, Op::Create(name, _) if name.starts_with("journal"));
         assert!(ops.iter().filter(is_segment).count() > 1, "the journal was to begin a second segment");
-        assert_eq!(answered(&ops), clients.iter().map(|client| client.edits.len()).collect::<Vec<_>>());
-        assert_that_waits_matter(&agent, ops, &clients);
+        assert_eq!(answered(&ops), told.clients.iter().map(|client| client.edits.len()).collect::<Vec<_>>());
+        assert_that_waits_matter(&agent, ops, &told);
     });
 }
 
 /// The same agent on a disk that lies about waits would be found out.
-fn assert_that_waits_matter(agent: &Agent<'_>, ops: Vec<Op>, clients: &[Client]) {
+fn assert_that_waits_matter(agent: &Agent<'_>, ops: Vec<Op>, told: &Told) {
     let answered = answered(&ops);
     cut(agent, &ops, Fate::NothingStays);
-    assert_eq!(missing(agent, clients, &answered), Ok(()));
+    assert_eq!(missing(agent, told, &answered), Ok(()));
     let numbers: Vec<usize> = (0..ops.len()).collect();
     let last_wait = numbers.iter().rev().find(|at| matches!(ops[**at], Op::Sync(..))).unwrap();
     let mut lying = ops.clone();
     lying.remove(*last_wait);
     cut(agent, &lying, Fate::NothingStays);
-    assert!(missing(agent, clients, &answered).is_err(), "without its last wait nothing is missing");
+    assert!(missing(agent, told, &answered).is_err(), "without its last wait nothing is missing");
     let names_only: Vec<Op> = ops.into_iter().filter(|op| !matches!(op, Op::SyncDir(..))).collect();
     cut(agent, &names_only, Fate::NothingStays);
-    assert!(missing(agent, clients, &answered).is_err(), "without waits for names nothing is missing");
+    assert!(missing(agent, told, &answered).is_err(), "without waits for names nothing is missing");
 }
 
 /// The last operations, without their bytes.
