@@ -29,6 +29,10 @@ bench *arguments:
 crash:
     OVERLAYD_CRASH_ALL=1 cargo test --test kernel crash::
 
+# The store under the agent: 300 kills, each kind of damage, a power cut after every call. A quarter of an hour.
+store:
+    OVERLAYD_STORE_KILLS=300 OVERLAYD_DAMAGE_ALL=1 OVERLAYD_POWER_ALL=1 cargo test --test kernel store::
+
 # Two nodes in namespaces of their own: converge, ping, kill, drift, repair.
 demo *arguments:
     cargo run --release -- demo {{arguments}}

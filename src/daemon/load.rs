@@ -42,10 +42,8 @@ fn open_store(state_dir: &Path) -> Result<Loaded, RunError> {
         let key = Record::NodeKey(KeyPair::from_private(PrivateKey::from_random_bytes(bytes)));
         vec![Write { key: RecordKey::NodeKey.to_string(), value: Some(key.encode()) }]
     };
-    let Opened { store, contents, notes } = DiskStore::open(state_dir, SystemClock.now().unix, first_records)?;
-    for note in notes {
-        tracing::warn!(%note, "store");
-    }
+    // Its notes are in the log already.
+    let Opened { store, contents, notes: _ } = DiskStore::open(state_dir, SystemClock.now().unix, first_records)?;
     let document = Document::from_contents(&contents)?;
     if document.node_key().is_none_or(|key| key.private.is_none()) {
         return Err(RunError::NoKey);

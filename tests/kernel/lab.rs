@@ -40,7 +40,8 @@ const TEST_LIMIT: Duration = Duration::from_secs(180);
 /// The same for a test that is asked for every case, or for hours.
 const LONG_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// What asks for that.
-const LONG: [&str; 4] = ["OVERLAYD_CRASH_ALL", "OVERLAYD_POWER_ALL", "OVERLAYD_SOAK_SECS", "OVERLAYD_STORE_KILLS"];
+const LONG: [&str; 5] =
+    ["OVERLAYD_CRASH_ALL", "OVERLAYD_DAMAGE_ALL", "OVERLAYD_POWER_ALL", "OVERLAYD_SOAK_SECS", "OVERLAYD_STORE_KILLS"];
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);

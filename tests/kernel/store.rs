@@ -7,6 +7,9 @@
 //! What was asked for and what must be found of it is in `belongings.rs`: three tests compare against one model.
 
 mod belongings;
+mod damage;
+mod kept;
+mod power;
 mod writers;
 
 use serde_json::Value;

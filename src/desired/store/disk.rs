@@ -123,11 +123,12 @@ pub(super) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> 
     }
 }
 
-/// Names in a directory, sorted; empty where there is no such directory. Names that are not text are nobody's here.
+/// Names in a directory, sorted; empty where there is no such directory, or where something else has its name. Names that are not text
+/// are nobody's here.
 pub(super) fn names_in(path: &Path) -> Result<Vec<String>, StoreError> {
     let listing = match fs::read_dir(path) {
         Ok(listing) => listing,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
         Err(source) => return Err(io_error("list", path, source)),
     };
     let mut names = Vec::new();

@@ -8,6 +8,8 @@
 //! looks like that wrapper.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -59,12 +61,16 @@ pub(super) fn find(state_dir: &Path) -> Result<Vec<Found>, StoreError> {
             continue;
         };
         let path = dir.join(&name);
-        // A copy may be replaced by a newer one between listing and reading.
-        let Some(bytes) = disk::read_if_there(&path)? else {
-            continue;
+        let contents = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8(bytes).map_err(|_| "it is not text".to_owned()),
+            // A copy may be replaced by a newer one between listing and reading.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            // The last resort must not be in the way of what does not need it.
+            Err(error) => Err(format!("it cannot be read: {error}")),
         };
-        let contents = std::str::from_utf8(&bytes)
-            .map_err(|_| "it is not text".to_owned())
+        let contents = contents
+            .as_deref()
+            .map_err(Clone::clone)
             .and_then(parse)
             .and_then(|copy| copy.digest_checked.then_some(copy.contents).ok_or_else(|| "it has no digest".into()))
             .and_then(|c| (c.generation == generation).then_some(c).ok_or_else(|| "its name is not its own".into()));
@@ -85,7 +91,7 @@ pub(super) fn write(disk: &dyn Disk, state_dir: &Path, contents: &Contents) -> R
     let found = find(state_dir)?;
     let good: Vec<u64> = found.iter().filter(|f| f.contents.is_ok()).map(|f| f.generation).collect();
     let oldest = good.iter().rev().take(KEPT).next_back().copied().unwrap_or(contents.generation);
-    for old in found.iter().filter(|f| f.generation < oldest) {
+    for old in found.iter().filter(|f| f.generation < oldest && !f.path.is_dir()) {
         disk.remove(&old.path).map_err(|source| io_error("remove", &old.path, source))?;
     }
     Ok(oldest)

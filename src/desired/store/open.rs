@@ -21,10 +21,10 @@ use super::journal::Journal;
 use super::layout::{self, CREATING, FORMAT, PARTS, SLED};
 use super::lock::DirLock;
 use super::port::{Contents, Entry, Store, StoreError, Write};
-use super::quarantine::{cut_off, set_aside};
+use super::quarantine::{cut_off, set_aside, unfit};
 use super::survey::{Format, Rebuilt, Survey};
 use super::watermark::{Mark, Watermark};
-use crate::clock::UnixTime;
+use crate::{clock::UnixTime, failure::with_causes};
 
 /// Sizes at which the store tidies up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +106,7 @@ impl DiskStore {
         match format {
             Format::Known => Self::load(disk, state_dir, limits, now, lock),
             Format::Unborn | Format::Newer(_) | Format::Unreadable | Format::Missing => {
+                tracing::info!(state_dir = %state_dir.display(), "there was no store; this node begins with a new document and a new key");
                 let summary = "first start".to_owned();
                 let entry = Entry { generation: 1, at: now, origin: "overlayd".into(), summary, writes: first() };
                 Self::create(disk, state_dir, limits, &entry, lock)
@@ -172,6 +173,7 @@ impl DiskStore {
         if let Some(torn) = &survey.scan.torn {
             notes.push(cut_off(&*disk, state_dir, limits.segment_bytes, now, torn)?);
         }
+        notes.extend(clear_away(&*disk, state_dir, now, &unfit(state_dir, &survey)));
         let exported = survey.exported();
         let mut store = Self {
             journal: Journal::resume(disk.clone(), state_dir, &survey.scan, limits.segment_bytes)?,
@@ -331,6 +333,17 @@ pub(super) fn enter(state_dir: &Path) -> Result<DirLock, StoreError> {
         fs::set_permissions(state_dir, Permissions::from_mode(0o700)).map_err(|e| io_error("close", state_dir, e))?;
     }
     Ok(lock)
+}
+
+/// Moves what is in the way to the quarantine; what to say of it.
+fn clear_away(disk: &dyn Disk, state_dir: &Path, now: UnixTime, parts: &[String]) -> Option<String> {
+    let names = parts.join(", ");
+    let moved = set_aside(disk, state_dir, now, &parts.iter().map(String::as_str).collect::<Vec<_>>());
+    match moved {
+        Ok(target) => target.map(|target| format!("{names} could not be used and went to {}", target.display())),
+        // It is not needed, so it is no reason not to start.
+        Err(error) => Some(format!("{names} cannot be used, and cannot be moved: {}", with_causes(&error))),
+    }
 }
 
 fn mark_of(contents: &Contents) -> Mark {

@@ -7,7 +7,7 @@
 //! `Ok` from [`Store::commit`] is a promise about power cuts, `Err` is a promise that nothing was kept, with one exception:
 //! [`StoreError::Stopped`], when the disk no longer said what it holds.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use crate::clock::UnixTime;
 
@@ -89,9 +89,13 @@ pub enum StoreError {
     #[error("state directory {path} is in use by another overlayd; stop it, or give this one its own --state-dir")]
     InUse { path: String },
     #[error(
-        "the store in {path} is damaged: {what}; nothing was changed; run `overlayd store check`, then `overlayd store recover`"
+        "the store in {path} is damaged: {what}; nothing was changed; run `overlayd store check --state-dir {path}`, then `overlayd store recover --state-dir {path}`"
     )]
     Damaged { path: String, what: String },
+    #[error(
+        "no part of the store in {path} holds a whole document; nothing was changed; move it away with `mv {path} {path}.away`, then `overlayd store import COPY --state-dir {path}` brings back a copy made with --with-secrets; without one the node starts anew, with a new key"
+    )]
+    NothingLeft { path: String },
     #[error(
         "the store in {path} has format {found}, this overlayd reads up to {known}; install the version that wrote it"
     )]
@@ -108,11 +112,30 @@ pub enum StoreError {
     Stopped { path: String },
     #[error("the copy to import is not usable: {what}")]
     BadCopy { what: String },
-    #[error("{doing} {path}")]
+    #[error("{doing} {path}{}", advice(.source, .path))]
     Io {
         doing: &'static str,
         path: String,
         #[source]
         source: std::io::Error,
     },
+}
+
+/// What to type where the state directory's surroundings are at fault.
+fn advice(source: &std::io::Error, path: &str) -> String {
+    use std::io::ErrorKind::{
+        IsADirectory, NotADirectory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+    };
+    let parent = Path::new(path).parent().unwrap_or(Path::new("/")).display();
+    match source.kind() {
+        PermissionDenied => format!(" (give the user that overlayd runs as access, as `chmod -R u+rwX {path}` does)"),
+        IsADirectory | NotADirectory => {
+            format!(" (something else is at its place; look at it and move it away, as `mv {path} {path}.away` does)")
+        }
+        ReadOnlyFilesystem => format!(
+            " (make its file system writable again, as `mount -o remount,rw $(findmnt -nro TARGET -T {parent})` does; the kernel's log says why it is not)"
+        ),
+        StorageFull | QuotaExceeded => format!(" (make room: `df -h {parent}` shows how much is missing)"),
+        _ => String::new(),
+    }
 }

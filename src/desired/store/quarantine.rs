@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{Disk, io_error, parent, replace};
 use super::journal::refill;
-use super::layout::{QUARANTINE, quarantine_dir};
+use super::layout::{EXPORT, FORMAT, QUARANTINE, WATERMARK, quarantine_dir};
 use super::port::StoreError;
 use super::scan::Torn;
+use super::survey::Survey;
 use crate::clock::UnixTime;
 
 /// Moves the named parts into a quarantine directory of their own; where they are now, if there were any.
@@ -34,6 +35,22 @@ pub(super) fn set_aside(
         moved.and_then(|()| disk.sync_dir(&target)).map_err(|source| io_error("set aside", &from, source))?;
     }
     Ok(Some(target))
+}
+
+/// Paths, below the state directory, of what is in the way of a part that a start or a recovery makes anew.
+pub(super) fn unfit(state_dir: &Path, survey: &Survey) -> Vec<String> {
+    let wrong_kind = |name: &&str| match *name {
+        EXPORT => state_dir.join(name).is_file(),
+        name => state_dir.join(name).is_dir(),
+    };
+    let mut parts: Vec<String> =
+        [FORMAT, WATERMARK, EXPORT].iter().filter(|name| wrong_kind(name)).map(|name| (*name).to_owned()).collect();
+    for bad in survey.exports.iter().filter(|f| f.contents.is_err()) {
+        let name = bad.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        parts.push(format!("{EXPORT}/{name}"));
+    }
+    parts.retain(|part| state_dir.join(part).exists());
+    parts
 }
 
 fn new_quarantine(disk: &dyn Disk, state_dir: &Path, now: UnixTime) -> Result<PathBuf, StoreError> {

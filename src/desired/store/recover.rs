@@ -13,15 +13,15 @@ use std::sync::Arc;
 use super::checkpoint::{Look, look, remove_old_looks};
 use super::disk::{RealDisk, io_error};
 use super::export as copies;
-use super::layout::{EXPORT, JOURNAL, SLED, WATERMARK};
+use super::layout::{JOURNAL, SLED, WATERMARK};
 use super::lock::DirLock;
 use super::open::{DiskStore, Limits, Opened, damaged, enter};
 use super::port::{Contents, Entry, Store, StoreError, Write};
-use super::quarantine::set_aside;
+use super::quarantine::{set_aside, unfit};
 use super::report::{Part, Report, State};
 use super::scan::scan;
 use super::survey::{Format, Rebuilt, Survey};
-use crate::clock::UnixTime;
+use crate::{clock::UnixTime, failure::with_causes};
 
 /// A daemon that trims or rotates while we read makes one reading fail; it does so at most once in many seconds.
 const READS: u32 = 5;
@@ -114,12 +114,17 @@ pub fn check(state_dir: &Path) -> Result<Report, StoreError> {
             seen @ (Look::Good(_) | Look::Missing | Look::Bad(_)) => seen,
         },
     };
-    Ok(describe(state_dir, format, &Survey::take(state_dir, looked)?))
+    let mut report = describe(state_dir, format, &Survey::take(state_dir, looked)?);
+    if let Some(Err(error @ StoreError::Io { .. })) = &lock {
+        report.add(Part::Directory, State::Damaged, with_causes(error));
+        report.starts = false;
+    }
+    Ok(report)
 }
 
 /// Makes a store that starts out of one that does not, and says what it did and what is lost.
 ///
-/// *Errors*: [`StoreError::Damaged`] when no part holds a whole document; then nothing was changed.
+/// *Errors*: [`StoreError::NothingLeft`] when no part holds a whole document; then nothing was changed.
 pub fn recover(state_dir: &Path, now: UnixTime) -> Result<Report, StoreError> {
     std::fs::metadata(state_dir).map_err(|source| io_error("open", state_dir, source))?;
     let lock = enter(state_dir)?;
@@ -136,10 +141,7 @@ pub fn recover(state_dir: &Path, now: UnixTime) -> Result<Report, StoreError> {
         return Ok(report);
     }
     let Some(rebuilt) = survey.newest() else {
-        return Err(damaged(
-            state_dir,
-            "no part of it holds a whole document, so there is nothing to recover from".into(),
-        ));
+        return Err(StoreError::NothingLeft { path: state_dir.display().to_string() });
     };
     let done = match survey.verdict() {
         Ok(_) => mend(state_dir, &survey, now, lock)?,
@@ -200,10 +202,7 @@ fn bad_parts(state_dir: &Path, survey: &Survey) -> Vec<String> {
     if let Look::Bad(_) | Look::Unseen(_) = survey.look {
         parts.push(SLED.to_owned());
     }
-    for bad in survey.exports.iter().filter(|f| f.contents.is_err()) {
-        let name = bad.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        parts.push(format!("{EXPORT}/{name}"));
-    }
+    parts.extend(unfit(state_dir, survey));
     parts.retain(|part| state_dir.join(part).exists());
     parts
 }
@@ -233,6 +232,7 @@ fn describe(state_dir: &Path, format: Format, survey: &Survey) -> Report {
     }
     match format.problem(state_dir) {
         None => report.add(Part::Format, State::Good, "known"),
+        Some(StoreError::Damaged { what, .. }) => report.add(Part::Format, State::Damaged, what),
         Some(problem) => report.add(Part::Format, State::Damaged, problem.to_string()),
     }
     describe_journal(&mut report, survey);
@@ -266,6 +266,7 @@ fn describe(state_dir: &Path, format: Format, survey: &Survey) -> Report {
         report.add(Part::Journal, State::Damaged, format!("generations {from} to {to} were kept and cannot be read"));
     }
     report.starts = format == Format::Known && survey.verdict().is_ok();
+    report.recovers = !report.starts && report.generation.is_some() && !matches!(format, Format::Newer(_));
     report
 }
 

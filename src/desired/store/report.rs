@@ -14,6 +14,8 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
+    /// The state directory itself.
+    Directory,
     Format,
     Journal,
     Checkpoint,
@@ -24,6 +26,7 @@ pub enum Part {
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::Directory => "directory",
             Self::Format => "format",
             Self::Journal => "journal",
             Self::Checkpoint => "checkpoint",
@@ -71,6 +74,8 @@ pub struct Report {
     pub path: String,
     /// True when an ordinary start would succeed.
     pub starts: bool,
+    /// True when it would not, and `overlayd store recover` makes a store that starts.
+    pub recovers: bool,
     /// The newest document that can be read, if any.
     pub generation: Option<u64>,
     pub records: usize,
@@ -103,9 +108,13 @@ impl fmt::Display for Report {
         if let Some((from, to)) = self.lost {
             writeln!(f, "  LOST: generations {from} to {to}")?;
         }
-        match self.starts {
-            true => writeln!(f, "overlayd starts from this"),
-            false => writeln!(f, "overlayd does not start from this"),
+        let path = &self.path;
+        match (self.starts, self.recovers) {
+            (true, _) => writeln!(f, "overlayd starts from this"),
+            (false, true) => {
+                writeln!(f, "overlayd does not start from this; next: `overlayd store recover --state-dir {path}`")
+            }
+            (false, false) => writeln!(f, "overlayd does not start from this"),
         }
     }
 }

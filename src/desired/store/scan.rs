@@ -76,6 +76,10 @@ pub(super) fn scan(state_dir: &Path) -> Result<Scan, StoreError> {
     let count = names.len();
     for (index, (first, name)) in names.into_iter().enumerate() {
         let path = dir.join(&name);
+        if path.is_dir() {
+            scan.damage.push(format!("journal segment {name} is a directory"));
+            continue;
+        }
         let bytes = std::fs::read(&path).map_err(|source| io_error("read", &path, source))?;
         scan.segment(path, first, &bytes, index + 1 == count);
     }

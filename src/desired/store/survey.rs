@@ -8,11 +8,12 @@
 //! A bad checkpoint next to a whole journal is not damage: a power cut in the middle of a fold leaves exactly that, and a node must
 //! come back from a power cut by itself.
 
+use std::io::ErrorKind;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use super::checkpoint::{Look, look};
-use super::disk::{names_in, read_if_there};
+use super::disk::{io_error, names_in, read_if_there};
 use super::export::{self, Found};
 use super::layout::{self, CREATING, FORMAT, KNOWN_FORMAT, PARTS, QUARANTINE};
 use super::port::{Contents, StoreError};
@@ -34,7 +35,16 @@ pub(super) enum Format {
 impl Format {
     /// *Errors*: [`StoreError::NotOurs`] for a directory with somebody else's files in it.
     pub(super) fn of(state_dir: &Path) -> Result<Self, StoreError> {
-        if let Some(bytes) = read_if_there(&state_dir.join(FORMAT))? {
+        if state_dir.exists() && !state_dir.is_dir() {
+            return Err(io_error("use", state_dir, ErrorKind::NotADirectory.into()));
+        }
+        // First of all: where the directory may not be entered, that has to be said of it and not of a file in it.
+        names_in(state_dir)?;
+        let format = state_dir.join(FORMAT);
+        if format.is_dir() {
+            return Ok(Self::Unreadable);
+        }
+        if let Some(bytes) = read_if_there(&format)? {
             return Ok(match layout::parse_format(&bytes) {
                 Some(found) if found > KNOWN_FORMAT => Self::Newer(found),
                 Some(found) if found == KNOWN_FORMAT => Self::Known,

@@ -43,7 +43,10 @@ impl Mark {
 
     /// `Ok(None)`: no note, or one that cannot be read. It is a hint, so that is no damage.
     pub(super) fn read(state_dir: &Path) -> Result<Option<Self>, StoreError> {
-        Ok(read_if_there(&state_dir.join(WATERMARK))?.and_then(|bytes| Self::decode(&bytes)))
+        let path = state_dir.join(WATERMARK);
+        // A directory of that name is moved away by whoever may write.
+        let bytes = if path.is_dir() { None } else { read_if_there(&path)? };
+        Ok(bytes.and_then(|bytes| Self::decode(&bytes)))
     }
 }
 

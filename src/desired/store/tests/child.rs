@@ -146,7 +146,8 @@ fn a_read_only_disk_is_readable_and_says_so_to_a_start() {
         }
         assert_holds(&read_only(dir).unwrap(), 3);
         let report = check(dir).unwrap();
-        assert!(report.starts && report.generation == Some(3), "{report}");
+        assert!(!report.starts && !report.recovers && report.generation == Some(3), "{report}");
+        assert!(report.to_string().contains("mount -o remount,rw"), "{report}");
         assert!(matches!(open(dir), Err(StoreError::Io { .. })));
         assert!(matches!(recover(dir, UnixTime(9)), Err(StoreError::Io { .. })));
     });

@@ -198,9 +198,37 @@ fn with_no_copy_left_a_recovery_refuses_and_changes_nothing() {
     }
     let before = files(&dir);
     assert!(matches!(open(&dir), Err(StoreError::Damaged { .. })));
-    assert!(matches!(recover(&dir, UnixTime(9)), Err(StoreError::Damaged { .. })));
+    assert!(matches!(recover(&dir, UnixTime(9)), Err(StoreError::NothingLeft { .. })));
     assert!(matches!(read_only(&dir), Err(StoreError::Damaged { .. })));
     assert_eq!(files(&dir), before);
+}
+
+#[test]
+fn something_else_in_a_parts_place_is_moved_by_a_start_or_by_a_recovery() {
+    for cleanly in [true, false] {
+        let work = fast_dir();
+        let (good, bad) = (work.path().join("good"), work.path().join("bad"));
+        filled(&good, cleanly);
+        let newest_segment = files(&good).into_keys().rfind(|f| f.starts_with("journal")).unwrap();
+        let directories = ["journal", "sled", "export"].map(PathBuf::from);
+        let mut tally = Tally::default();
+        for part in files(&good).into_keys().chain(directories) {
+            copy_dir(&good, &bad);
+            let path = bad.join(&part);
+            if path.is_dir() {
+                fs::remove_dir_all(&path).unwrap();
+                fs::write(&path, "something else").unwrap();
+            } else {
+                fs::remove_file(&path).unwrap();
+                fs::create_dir(&path).unwrap();
+            }
+            let in_journal = part == Path::new("journal") || part >= older(&newest_segment, &good);
+            let may_lose = !cleanly && part.starts_with("journal") && in_journal;
+            tally.case(&bad, &format!("{} is something else, cleanly {cleanly}", part.display()), may_lose);
+            fs::remove_dir_all(&bad).unwrap();
+        }
+        assert!(tally.intact > 5 && tally.recovered > 3, "{tally:?}");
+    }
 }
 
 #[test]
