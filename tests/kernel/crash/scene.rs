@@ -148,7 +148,8 @@ impl Scene {
     /// What happens on the node when the agent is traced already, right before the request.
     pub fn provoke(&self) {
         if self.operation == Operation::LostDevice {
-            let device = self.node.status().interface.unwrap().parse().unwrap();
+            // The agent is traced, and stands: it cannot be asked.
+            let device = "zl-e2e-0-g".parse().unwrap();
             let process = self.node.device_process(&device).expect("a device process");
             kill(Pid::from_raw(process), Signal::SIGKILL).unwrap();
             return;
@@ -254,7 +255,7 @@ impl Scene {
         lines
     }
 
-    /// The records of the document, without what tells when they were written.
+    /// The records of the document, without what tells when they were written, and without the key.
     fn document(&self) -> Vec<String> {
         let output = self.node.command(&["store", "export"]);
         let Ok(export) = serde_json::from_slice::<Value>(&output.stdout) else {
@@ -265,7 +266,11 @@ impl Scene {
             let mut record = record.clone();
             let fields = record.as_object_mut().expect("a record is an object");
             fields.retain(|name, _| !["since", "endpoint_since", "created", "until"].contains(&name.as_str()));
-            format!("record {key} {record}")
+            // A new store has a new one.
+            match key.as_str() {
+                "node-key" => "record node-key".to_owned(),
+                _ => format!("record {key} {record}"),
+            }
         });
         timeless.collect()
     }
