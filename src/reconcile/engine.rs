@@ -27,7 +27,7 @@ use crate::{
     clock::{Clock, Now, backoff},
     desired::Document,
     object::{Key, Spec, Subsystem},
-    observed::Observation,
+    observed::{Observation, Observed},
     platform::{ActionError, Interest, Kernel},
 };
 
@@ -251,8 +251,8 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let mut view = self.view.write();
         for key in &keys {
             match target.objects.get(key) {
-                // It could not be removed: what is known of its tries stays.
-                None if stuck.contains(key) => {}
+                // It could not be removed, or what it goes with could not: what is known of it stays.
+                None if stuck.contains(key) || is_ours(&view, key) => {}
                 None => view.ledger.forget(key),
                 Some(wanted) => {
                     let withheld = plan.withheld.get(key);
@@ -410,7 +410,9 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         }
         let now = self.clock.now();
         let stuck: BTreeSet<&Key> = plan.steps.iter().map(|step| step.action.key()).collect();
-        let known = |key: &&Key| !target.objects.contains_key(key) && !stuck.contains(*key);
+        // What is still there goes with something that could not be removed yet.
+        let is_there = |key: &Key| stuck.contains(key) || is_ours(&view, key);
+        let known = |key: &&Key| !target.objects.contains_key(key) && !is_there(key);
         let stale: Vec<Key> = view.ledger.keys().filter(known).cloned().collect();
         for key in stale {
             view.ledger.forget(&key);
@@ -422,6 +424,11 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let settled = plan.steps.is_empty() && plan.withheld.is_empty();
         round.in_sync = settled && is_whole(&view) && view.ledger.is_in_sync();
     }
+}
+
+/// True for what was seen and carries our mark.
+fn is_ours(view: &View, key: &Key) -> bool {
+    view.snapshot.find(key).is_some_and(Observed::is_ours)
 }
 
 fn is_whole(view: &View) -> bool {
