@@ -25,7 +25,11 @@ sim seeds="50000":
 bench *arguments:
     cargo bench {{arguments}}
 
-# The agent killed at every system call that changes something, ten operations: some minutes. Prints a line for each.
+# Clients, drift and kills for so many seconds, and as long without kills. Leaves a table and a picture of memory and descriptors.
+soak seconds="3600":
+    OVERLAYD_SOAK_SECS={{seconds}} OVERLAYD_SOAK_DIR="$PWD/target/soak" cargo test --profile hunt --test kernel soak::
+
+# The agent killed at every system call that changes something, fourteen operations: some minutes. Prints a line for each.
 crash:
     OVERLAYD_CRASH_ALL=1 cargo test --test kernel crash::
 
