@@ -12,14 +12,12 @@ fn every_story_ends_as_it_should() {
     assert!(files.len() >= 8, "the stories are read from the wrong place");
     for file in files {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let steps = parse(&fs::read_to_string(&file).unwrap());
+        let steps = parse(&fs::read_to_string(&file).unwrap()).unwrap_or_else(|stop| panic!("{name}: {stop}"));
         assert!(steps.iter().any(|step| step.words[0] == "expect"), "{name} expects nothing");
         println!("{name}");
         let mut play = Play::on(SimStage::default());
         for step in &steps {
-            if let Err(missing) = play.step(step) {
-                panic!("{name}:{}: the simulation can do everything, but not {}", step.line, missing.0);
-            }
+            play.step(step).unwrap_or_else(|stop| panic!("{name}: {stop}"));
         }
     }
 }

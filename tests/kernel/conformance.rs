@@ -12,7 +12,7 @@ use overlayd::{
 
 use crate::{
     lab::{Node, isolated, need_tun, skip_part},
-    script::{Play, SimStage, parse, stage::Stage},
+    script::{Play, SimStage, Stop, parse, stage::Stage},
 };
 
 mod stage;
@@ -38,7 +38,7 @@ fn without_untold_settings(mut real: BTreeMap<Key, Spec>, simulated: &BTreeMap<K
 /// Plays a story on both; answers how many steps were compared.
 fn play(file: &Path) -> usize {
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let steps = parse(&fs::read_to_string(file).unwrap());
+    let steps = parse(&fs::read_to_string(file).unwrap()).unwrap_or_else(|stop| panic!("{name}: {stop}"));
     let (sim, real) = (SimStage::default(), RealStage::new(&name));
     let (kernel, witness) = (sim.kernel(), real.witness());
     let (mut on_sim, mut on_real) = (Play::on(sim), Play::on(real));
@@ -49,10 +49,11 @@ fn play(file: &Path) -> usize {
         if step.words[0] == "handshake" {
             continue;
         }
-        on_sim.step(step).unwrap_or_else(|missing| panic!("{line}: {}", missing.0));
+        on_sim.step(step).unwrap_or_else(|stop| panic!("{line}: {stop}"));
         match on_real.step(step) {
             Ok(()) => {}
-            Err(missing) => println!("{line}: {}", missing.0),
+            Err(Stop::Unsupported(what)) => println!("{line}: {what}"),
+            Err(stop) => panic!("{line}: {stop}"),
         }
         let simulated = simulated(&kernel);
         assert_eq!(without_untold_settings(witness.everything(), &simulated), simulated, "{line}");

@@ -13,9 +13,9 @@ use crate::clock::UnixTime;
 pub(super) const ALIGN: usize = 32;
 /// The largest body. Far above any edit; below it a damaged length cannot ask for all memory (I-15).
 pub(super) const MAX_BODY: usize = 64 << 20;
-const PAD: u8 = 0xA5;
-const SEGMENT_MAGIC: &[u8; 8] = b"OVLJRNL1";
-const FRAME_MAGIC: &[u8; 4] = b"OVLF";
+pub(super) const PAD: u8 = 0xA5;
+pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"OVLJRNL1";
+pub(super) const FRAME_MAGIC: &[u8; 4] = b"OVLF";
 
 /// How a segment joins what was written before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,12 +3,13 @@ use std::{
     fmt::Display,
     str::FromStr,
     sync::{Arc, RwLock},
+    time::Duration,
 };
 
 use futures::executor::block_on;
 use overlayd::{
     clock::{Clock, UnixTime},
-    desired::{Document, Edit, OverlayRequest, PeerRequest, Touched},
+    desired::{Document, Edit, OverlayRequest, PeerRequest, PeerScope, Touched, consider},
     ids::{Cidr, IfName, WgPublicKey},
     object::{EndpointSpec, Key, LinkKind, PeerSpec, RouteSpec, Setting, Spec, Subsystem},
     platform::ActionError,
@@ -21,10 +22,15 @@ use overlayd::{
 };
 
 use super::{
-    language::{Step, duration},
-    stage::{Mishap, Stage, Unsupported},
+    language::{Step, Stop, duration},
+    stage::{Mishap, Stage},
 };
-use crate::world::{TestClock, cidr, document, edit, foreign_link, mark, overlay};
+use crate::world::{TestClock, at, cidr, document, edit, foreign_link, mark, overlay};
+
+/// The longest pause between two tries of an action is half a minute, give or take.
+const LONGEST_PAUSE: Duration = Duration::from_secs(61);
+/// Each can uncover what the one before could not do yet.
+const ROUNDS_TO_SETTLE: usize = 6;
 
 /// A story under way: a stage, an agent on it, and what the story remembers.
 pub struct Play<S: Stage> {
@@ -64,14 +70,14 @@ impl<S: Stage> Play<S> {
     /// Does one step.
     ///
     /// # Errors
-    /// When the stage cannot do it. What the story expects and does not find is a panic with the line.
-    pub fn step(&mut self, step: &Step) -> Result<(), Unsupported> {
+    /// [`Stop`], with the line where it is the story's fault.
+    pub fn step(&mut self, step: &Step) -> Result<(), Stop> {
         let shape = step.shape();
         match shape.as_slice() {
-            ["ensure" | "remove", ..] => self.edit(&the_edit(step)),
+            ["ensure" | "remove", ..] => self.edit(step, &the_edit(step)?)?,
             ["round"] => self.round(false),
             ["look"] => self.round(true),
-            ["wait", time] => self.clock.advance(duration(time)),
+            ["wait", time] => self.clock.advance(duration(step, time)?),
             ["crash"] => self.crash(),
             ["suspend"] => {
                 self.acted.clear();
@@ -79,40 +85,76 @@ impl<S: Stage> Play<S> {
                 self.everything = true;
             }
             ["resolve", host, address] => {
-                let (host, address) = (parsed(step, host), parsed(step, address));
+                let (host, address) = (parsed(step, host)?, parsed(step, address)?);
                 self.acted.clear();
                 self.engine.facts().resolved.insert(host, address);
                 self.everything = true;
             }
             ["drift", "delete", object @ ..] => {
                 self.acted.clear();
-                let key = self.object(step, object);
+                let key = self.object(step, object)?;
+                if self.stage.see(&key).is_none() {
+                    return Err(step.wrong(format_args!("{key} is not there, so nobody can delete it")));
+                }
                 self.stage.remove(&key)?;
             }
             ["drift", "set", object @ ..] => self.disturb(step, object)?,
-            ["stranger", object @ ..] => self.stage.put_stranger(&self.object(step, object), foreign_link())?,
-            ["fault", "next", what @ ..] => self.stage.mishap(mishap(step, what), 0)?,
-            ["fault", "after", count, what @ ..] => self.stage.mishap(mishap(step, what), parsed(step, count))?,
+            ["stranger", "link"] => self.stage.put_stranger(&Key::Link(self.device.clone()), foreign_link())?,
+            ["fault", "next", what @ ..] => self.stage.mishap(mishap(step, what)?, 0)?,
+            ["fault", "after", count, what @ ..] => self.stage.mishap(mishap(step, what)?, parsed(step, count)?)?,
             ["break", object @ ..] => {
-                let key = self.object(step, object);
+                let key = self.object(step, object)?;
                 self.stage.break_object(&key, ActionError::Failed("simulated".into()))?;
             }
-            ["mend", object @ ..] => self.stage.mend(&self.object(step, object))?,
+            ["mend", object @ ..] => {
+                let key = self.object(step, object)?;
+                self.stage.mend(&key)?;
+            }
             ["handshake", peer] => {
-                let ago = step.setting("ago").map_or(0, |ago| duration(ago).as_secs());
-                let at = UnixTime(self.clock.now().unix.0 - ago);
-                self.stage.handshake(&self.device, &named(peer), at)?;
+                let ago = step.setting("ago").map(|ago| duration(step, ago)).transpose()?.unwrap_or_default();
+                let at = UnixTime(self.clock.now().unix.0.saturating_sub(ago.as_secs()));
+                self.stage.handshake(&self.device, &named(step, peer)?, at)?;
             }
             ["expect", what @ ..] => self.expect(step, what)?,
-            _ => panic!("line {}: unknown step {shape:?}", step.line),
+            _ => {
+                return Err(
+                    step.malformed("no such step; write one of those at the top of tests/it/script/language.rs")
+                );
+            }
         }
         Ok(())
     }
 
-    fn edit(&mut self, wanted: &Edit) {
+    /// Afterwards everything works: nothing fails any more, and nobody is in the way.
+    ///
+    /// # Errors
+    /// [`Stop`] when the node is not as the document wants it even then, or when one more look finds something to do.
+    pub fn settle(&mut self) -> Result<(), Stop> {
+        let mut end = Step::default();
+        for _ in 0..ROUNDS_TO_SETTLE {
+            self.clock.advance(LONGEST_PAUSE);
+            self.round(true);
+        }
+        if !self.last.in_sync {
+            return Err(end.wrong(format_args!("the node does not become right: {:#?}", self.last)));
+        }
+        self.acted.clear();
+        for words in ["look", "expect no action", "expect plan empty", "expect in-sync"] {
+            end.words = words.split(' ').map(String::from).collect();
+            self.step(&end)?;
+        }
+        Ok(())
+    }
+
+    fn edit(&mut self, step: &Step, wanted: &Edit) -> Result<(), Stop> {
         self.acted.clear();
         let mut document = self.document.write().unwrap();
-        match edit(&mut document, wanted).touched {
+        let next = document.generation() + 1;
+        let change = consider(&document, wanted, &at(next)).map_err(|refusal| step.refused(&refusal))?;
+        if !change.mutations.is_empty() {
+            document.absorb(next, &change.mutations);
+        }
+        match change.touched {
             Touched::Nothing => {}
             Touched::Keys(keys) => self.touched.extend(keys),
             Touched::Everything => self.everything = true,
@@ -120,6 +162,7 @@ impl<S: Stage> Play<S> {
         if let Some(device) = document.device_name() {
             self.device = device;
         }
+        Ok(())
     }
 
     fn round(&mut self, everything: bool) {
@@ -140,9 +183,9 @@ impl<S: Stage> Play<S> {
         self.engine = Engine::new(kernel, self.clock.clone(), self.document.clone(), Facts::new(mark()));
     }
 
-    fn disturb(&mut self, step: &Step, object: &[&str]) -> Result<(), Unsupported> {
+    fn disturb(&mut self, step: &Step, object: &[&str]) -> Result<(), Stop> {
         self.acted.clear();
-        let key = self.object(step, object);
+        let key = self.object(step, object)?;
         let fresh = match &key {
             Key::Peer { .. } => Some(Spec::Peer(PeerSpec::default())),
             Key::Address { .. } => Some(Spec::Address),
@@ -156,189 +199,198 @@ impl<S: Stage> Play<S> {
             | Key::Guest(_)
             | Key::File(_) => None,
         };
-        let mut spec = self.stage.see(&key).or(fresh).unwrap_or_else(|| panic!("line {}: no {key}", step.line));
+        let nothing = || step.wrong(format_args!("{key} is not there, so nobody can change it"));
+        let mut spec = self.stage.see(&key).or(fresh).ok_or_else(nothing)?;
         for (name, value) in &step.settings {
-            set_field(step, &mut spec, name, value);
+            set_field(step, &mut spec, name, value)?;
         }
-        self.stage.put(&key, spec)
+        Ok(self.stage.put(&key, spec)?)
     }
 
-    fn object(&self, step: &Step, words: &[&str]) -> Key {
+    fn object(&self, step: &Step, words: &[&str]) -> Result<Key, Stop> {
         let link = self.device.clone();
         let cluster = || {
             self.document.read().unwrap().overlay().map_or(cidr("10.200.0.0/16"), |overlay| *overlay.cluster.first())
         };
-        match words {
+        Ok(match words {
             ["link"] => Key::Link(link),
             ["device"] => Key::Device(link),
             ["setting"] if cluster().is_ipv4() => Key::Sysctl { link, setting: Setting::Ipv4RpFilter },
             ["setting"] => Key::Sysctl { link, setting: Setting::Ipv6AcceptRa },
             ["route"] => Key::Route { destination: cluster(), metric: mark().route_metric() },
             ["fallback"] => Key::Route { destination: cluster(), metric: mark().fallback_metric() },
-            ["address", address] => Key::Address { link, address: parsed(step, address) },
-            ["peer", name] => Key::Peer { device: link, public_key: named(name) },
-            _ => panic!("line {}: unknown object {words:?}", step.line),
-        }
+            ["address", address] => Key::Address { link, address: parsed(step, address)? },
+            ["peer", name] => Key::Peer { device: link, public_key: named(step, name)? },
+            _ => {
+                let why = "an object is link, device, setting, route, fallback, address A/P or peer NAME";
+                return Err(step.malformed(why));
+            }
+        })
     }
 
-    fn expect(&mut self, step: &Step, what: &[&str]) -> Result<(), Unsupported> {
-        let line = step.line;
+    fn expect(&mut self, step: &Step, what: &[&str]) -> Result<(), Stop> {
+        let hold = |holds: bool, why: std::fmt::Arguments<'_>| if holds { Ok(()) } else { Err(step.wrong(why)) };
         match what {
-            ["plan", "empty"] => {
-                let diff = block_on(self.engine.inspect()).unwrap();
-                assert!(diff.is_empty(), "line {line}: there is a difference:\n{}", diff.to_text());
-            }
-            ["in-sync"] => assert!(self.last.in_sync, "line {line}: not in sync: {:#?}", self.last),
-            ["not", "in-sync"] => assert!(!self.last.in_sync, "line {line}: in sync: {:#?}", self.last),
-            ["no", "action"] => assert!(self.acted.is_empty(), "line {line}: {:#?}", self.acted),
+            ["plan", "empty"] => match block_on(self.engine.inspect()) {
+                Ok(diff) => hold(diff.is_empty(), format_args!("there is a difference:\n{}", diff.to_text())),
+                Err(error) => Err(step.wrong(format_args!("nothing can be seen: {error}"))),
+            },
+            ["in-sync"] => hold(self.last.in_sync, format_args!("not in sync: {:#?}", self.last)),
+            ["not", "in-sync"] => hold(!self.last.in_sync, format_args!("in sync: {:#?}", self.last)),
+            ["no", "action"] => hold(self.acted.is_empty(), format_args!("{:#?}", self.acted)),
             ["action", verb, object @ ..] => {
-                let wanted = format!("{verb} {}", self.object(step, object));
-                assert!(self.acted.contains(&wanted), "line {line}: no {wanted} in {:#?}", self.acted);
+                let wanted = format!("{verb} {}", self.object(step, object)?);
+                hold(self.acted.contains(&wanted), format_args!("no {wanted} in {:#?}", self.acted))
             }
-            ["untouched", object @ ..] => self.expect_untouched(step, object)?,
+            ["untouched", object @ ..] => self.expect_untouched(step, object),
             ["present", object @ ..] => self.expect_present(step, object),
             ["absent", object @ ..] => {
-                let key = self.object(step, object);
-                assert!(self.stage.see(&key).is_none(), "line {line}: {key} is there");
+                let key = self.object(step, object)?;
+                hold(self.stage.see(&key).is_none(), format_args!("{key} is there"))
             }
             ["drift", count] => {
-                let drift = &self.last.drift;
-                assert_eq!(drift.len(), parsed::<usize>(step, count), "line {line}: {drift:#?}");
+                let (drift, count) = (&self.last.drift, parsed::<usize>(step, count)?);
+                hold(drift.len() == count, format_args!("{drift:#?}"))
             }
             ["retry", when] => {
                 let at = self.last.again_at.map(|at| at.saturating_duration_since(self.clock.now().instant));
-                let wanted = (*when != "none").then(|| duration(when));
-                assert_eq!(at, wanted, "line {line}");
+                let wanted = if *when == "none" { None } else { Some(duration(step, when)?) };
+                hold(at == wanted, format_args!("it is tried again after {at:?}"))
             }
             [condition, object @ ..] => {
-                let key = self.object(step, object);
+                let key = self.object(step, object)?;
                 let view = self.engine.view();
                 let word = view.read().ledger.condition(&key).map_or("forgotten", Condition::word);
-                assert_eq!(word, *condition, "line {line}: {key}");
+                hold(word == *condition, format_args!("{key} is {word}"))
             }
-            [] => panic!("line {line}: expect what?"),
+            [] => Err(step.malformed("say what is expected")),
         }
-        Ok(())
     }
 
     /// No action since the last edit or disturbance was about the object, and no session of it was ever lost.
-    fn expect_untouched(&self, step: &Step, object: &[&str]) -> Result<(), Unsupported> {
-        let key = self.object(step, object);
+    fn expect_untouched(&self, step: &Step, object: &[&str]) -> Result<(), Stop> {
+        let key = self.object(step, object)?;
         let about = format!(" {key}");
         let touched: Vec<&String> = self.acted.iter().filter(|action| action.ends_with(&about)).collect();
-        assert!(touched.is_empty(), "line {}: {touched:?}", step.line);
-        if let Key::Peer { device, public_key } = &key {
-            assert_eq!(self.stage.sessions_lost(device, public_key)?, 0, "line {}: {key} lost a session", step.line);
+        if !touched.is_empty() {
+            return Err(step.wrong(format_args!("{touched:?}")));
         }
-        Ok(())
+        match &key {
+            Key::Peer { device, public_key } if self.stage.sessions_lost(device, public_key)? > 0 => {
+                Err(step.wrong(format_args!("{key} lost a session")))
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn expect_present(&self, step: &Step, object: &[&str]) {
-        let key = self.object(step, object);
-        let Some(is) = self.stage.see(&key) else {
-            panic!("line {}: {key} is not there", step.line);
-        };
+    fn expect_present(&self, step: &Step, object: &[&str]) -> Result<(), Stop> {
+        let key = self.object(step, object)?;
+        let is = self.stage.see(&key).ok_or_else(|| step.wrong(format_args!("{key} is not there")))?;
         let mut wanted = is.clone();
         for (name, value) in &step.settings {
-            set_field(step, &mut wanted, name, value);
+            set_field(step, &mut wanted, name, value)?;
         }
-        assert_eq!(is, wanted, "line {}: {key}", step.line);
+        if is == wanted { Ok(()) } else { Err(step.wrong(format_args!("{key} is {is:?}, not {wanted:?}"))) }
     }
 }
 
-fn parsed<T: FromStr<Err: Display>>(step: &Step, text: &str) -> T {
-    text.parse().unwrap_or_else(|error| panic!("line {}: {text:?}: {error}", step.line))
+fn parsed<T: FromStr<Err: Display>>(step: &Step, text: &str) -> Result<T, Stop> {
+    text.parse().map_err(|error| step.malformed(&format!("{text:?}: {error}")))
 }
 
 /// The key of a peer of this name: the name itself, filled up.
-fn named(name: &str) -> WgPublicKey {
+fn named(step: &Step, name: &str) -> Result<WgPublicKey, Stop> {
     let mut bytes = [0x5A; 32];
-    let text = name.as_bytes();
-    bytes[..text.len()].copy_from_slice(text);
-    WgPublicKey::from_bytes(bytes)
+    match bytes.get_mut(..name.len()).filter(|_| name.bytes().all(|byte| byte.is_ascii_graphic())) {
+        Some(front) => front.copy_from_slice(name.as_bytes()),
+        None => return Err(step.malformed("a peer's name has at most 32 letters, digits and signs of ASCII")),
+    }
+    Ok(WgPublicKey::from_bytes(bytes))
 }
 
-fn networks(step: &Step, text: &str) -> BTreeSet<Cidr> {
+fn networks(step: &Step, text: &str) -> Result<BTreeSet<Cidr>, Stop> {
     match text {
-        "none" => BTreeSet::new(),
+        "none" => Ok(BTreeSet::new()),
         list => list.split(',').map(|net| parsed(step, net)).collect(),
     }
 }
 
-fn the_edit(step: &Step) -> Edit {
-    match step.shape().as_slice() {
+/// A setting as what it stands for, or `otherwise` where it is not there.
+fn setting<T: FromStr<Err: Display>>(step: &Step, name: &str, otherwise: T) -> Result<T, Stop> {
+    step.setting(name).map_or(Ok(otherwise), |text| parsed(step, text))
+}
+
+fn the_edit(step: &Step) -> Result<Edit, Stop> {
+    Ok(match step.shape().as_slice() {
         ["ensure", "overlay"] => {
             let plain = overlay();
             Edit::EnsureOverlay(OverlayRequest {
-                instance: step.setting("instance").map_or(plain.instance.clone(), |text| parsed(step, text)),
-                cluster: step.setting("cluster").map_or(plain.cluster, |text| parsed(step, text)),
+                instance: setting(step, "instance", plain.instance.clone())?,
+                cluster: setting(step, "cluster", plain.cluster)?,
                 slice: match step.setting("slice") {
                     Some("none") => None,
-                    Some(text) => Some(parsed(step, text)),
+                    Some(text) => Some(parsed(step, text)?),
                     None => plain.slice,
                 },
-                port: step.setting("port").map_or(plain.port, |text| parsed(step, text)),
+                port: setting(step, "port", plain.port)?,
                 ..plain
             })
         }
         ["remove", "overlay"] => Edit::RemoveOverlay,
         ["ensure", "peer", name] => Edit::EnsurePeer(PeerRequest {
-            scope: overlayd::desired::PeerScope::Node,
-            public_key: named(name),
-            endpoint: step.setting("endpoint").filter(|text| *text != "none").map(|text| parsed(step, text)),
-            allowed_ips: networks(step, step.setting("ips").unwrap_or("none")),
-            keepalive: step.setting("keepalive").map_or(25, |text| parsed(step, text)),
+            scope: PeerScope::Node,
+            public_key: named(step, name)?,
+            endpoint: match step.setting("endpoint") {
+                Some("none") | None => None,
+                Some(text) => Some(parsed(step, text)?),
+            },
+            allowed_ips: networks(step, step.setting("ips").unwrap_or("none"))?,
+            keepalive: setting(step, "keepalive", 25)?,
             candidates: Vec::new(),
         }),
-        ["remove", "peer", name] => Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: named(name) },
-        ["ensure", "allowed-ip", name, net] => Edit::EnsureAllowedIp {
-            scope: overlayd::desired::PeerScope::Node,
-            peer: named(name),
-            allowed_ip: parsed(step, net),
-        },
-        ["remove", "allowed-ip", name, net] => Edit::RemoveAllowedIp {
-            scope: overlayd::desired::PeerScope::Node,
-            peer: named(name),
-            allowed_ip: parsed(step, net),
-        },
-        shape => panic!("line {}: unknown edit {shape:?}", step.line),
-    }
+        ["remove", "peer", name] => Edit::RemovePeer { scope: PeerScope::Node, peer: named(step, name)? },
+        ["ensure", "allowed-ip", name, net] => {
+            Edit::EnsureAllowedIp { scope: PeerScope::Node, peer: named(step, name)?, allowed_ip: parsed(step, net)? }
+        }
+        ["remove", "allowed-ip", name, net] => {
+            Edit::RemoveAllowedIp { scope: PeerScope::Node, peer: named(step, name)?, allowed_ip: parsed(step, net)? }
+        }
+        _ => return Err(step.malformed("ensure and remove take overlay, peer NAME or allowed-ip NAME NET")),
+    })
 }
 
-fn mishap(step: &Step, what: &[&str]) -> Mishap {
-    match what {
+fn mishap(step: &Step, what: &[&str]) -> Result<Mishap, Stop> {
+    Ok(match what {
         ["fail"] => Mishap::FailsBeforeItsEffect,
         ["lose-answer"] => Mishap::AnswerIsLost,
         ["blind"] => Mishap::NothingIsSeen,
         ["cut", part] => match Subsystem::ALL.into_iter().find(|known| known.word() == *part) {
             Some(part) => Mishap::DumpIsCut(part),
-            None => panic!("line {}: no part {part}", step.line),
+            None => return Err(step.malformed("cut takes a part of the node, as peer or route")),
         },
-        _ => panic!("line {}: unknown fault {what:?}", step.line),
-    }
+        _ => return Err(step.malformed("a fault is fail, lose-answer, blind or cut PART")),
+    })
 }
 
-fn set_field(step: &Step, spec: &mut Spec, name: &str, value: &str) {
+fn set_field(step: &Step, spec: &mut Spec, name: &str, value: &str) -> Result<(), Stop> {
     match (spec, name) {
-        (Spec::Link(link), "mtu") => link.mtu = parsed(step, value),
-        (Spec::Link(link), "up") => link.up = parsed(step, value),
+        (Spec::Link(link), "mtu") => link.mtu = parsed(step, value)?,
+        (Spec::Link(link), "up") => link.up = parsed(step, value)?,
         (Spec::Link(link), "kind") => link.kind = LinkKind::Other(value.to_owned()),
-        (Spec::Sysctl(is), "value") => *is = parsed(step, value),
-        (Spec::Device(device), "port") => device.listen_port = parsed(step, value),
-        (Spec::Device(device), "fwmark") => device.fwmark = parsed(step, value),
+        (Spec::Sysctl(is), "value") => *is = parsed(step, value)?,
+        (Spec::Device(device), "port") => device.listen_port = parsed(step, value)?,
+        (Spec::Device(device), "fwmark") => device.fwmark = parsed(step, value)?,
         (Spec::Route(route), "to") => {
             *route = if value == "unreachable" { RouteSpec::Unreachable } else { RouteSpec::Other(value.to_owned()) }
         }
-        (Spec::Peer(peer), "keepalive") => peer.keepalive = parsed(step, value),
-        (Spec::Peer(peer), "ips") => peer.allowed_ips = networks(step, value),
-        (Spec::Peer(peer), "preshared") => peer.preshared = parsed(step, value),
+        (Spec::Peer(peer), "keepalive") => peer.keepalive = parsed(step, value)?,
+        (Spec::Peer(peer), "ips") => peer.allowed_ips = networks(step, value)?,
+        (Spec::Peer(peer), "preshared") => peer.preshared = parsed(step, value)?,
         (Spec::Peer(peer), "endpoint") => {
-            peer.endpoint = (value != "none").then(|| EndpointSpec {
-                address: parsed(step, value),
-                pinned: false,
-                resolved: false,
-            });
+            let plain = |address| EndpointSpec { address, pinned: false, resolved: false };
+            peer.endpoint = if value == "none" { None } else { Some(plain(parsed(step, value)?)) };
         }
-        (spec, name) => panic!("line {}: {spec:?} has no {name}", step.line),
+        (spec, name) => return Err(step.malformed(&format!("{spec:?} has no {name}"))),
     }
+    Ok(())
 }
