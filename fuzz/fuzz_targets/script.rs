@@ -1,3 +1,12 @@
 #![no_main]
+//! Stories that nobody wrote, on the simulated node. The interpreter is that of the tests.
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| overlayd::fuzzing::frame(bytes));
+#[path = "../../tests/it/any_story.rs"]
+mod any_story;
+#[path = "../../tests/it/script/mod.rs"]
+mod script;
+#[path = "../../tests/it/world.rs"]
+#[expect(dead_code, reason = "the tests use the rest")]
+mod world;
+
+libfuzzer_sys::fuzz_target!(|text: &[u8]| any_story::story(text));

@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use crate::script::{Play, SimStage, parse};
+use crate::{
+    any_story::story,
+    script::{Play, SimStage, parse},
+};
 
 #[test]
 fn every_story_ends_as_it_should() {
@@ -19,5 +22,21 @@ fn every_story_ends_as_it_should() {
         for step in &steps {
             play.step(step).unwrap_or_else(|stop| panic!("{name}: {stop}"));
         }
+    }
+}
+
+/// The corpus of the fuzz target `script`, and everything that it ever found.
+#[test]
+fn whatever_a_story_of_the_corpus_says_the_node_becomes_right_afterwards() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let files = |name: &str| -> Vec<_> {
+        let entries = fs::read_dir(folder.join(name).join("script")).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let corpus = files("corpus");
+    assert!(corpus.len() >= 20, "the corpus of script has {} cases", corpus.len());
+    for file in corpus.into_iter().chain(files("findings")) {
+        println!("{}", file.display());
+        story(&fs::read(&file).unwrap());
     }
 }

@@ -179,4 +179,5 @@ fn check_state(state: &DeviceState) {
 
 /// What the kernel says and what a device says.
 #[cfg(test)]
+#[path = "fuzz/tests/seeds.rs"]
 pub(crate) mod seeds;

@@ -3,7 +3,6 @@ use std::{
     fmt::Display,
     str::FromStr,
     sync::{Arc, RwLock},
-    time::Duration,
 };
 
 use futures::executor::block_on;
@@ -26,11 +25,6 @@ use super::{
     stage::{Mishap, Stage},
 };
 use crate::world::{TestClock, at, cidr, document, edit, foreign_link, mark, overlay};
-
-/// The longest pause between two tries of an action is half a minute, give or take.
-const LONGEST_PAUSE: Duration = Duration::from_secs(61);
-/// Each can uncover what the one before could not do yet.
-const ROUNDS_TO_SETTLE: usize = 6;
 
 /// A story under way: a stage, an agent on it, and what the story remembers.
 pub struct Play<S: Stage> {
@@ -121,27 +115,6 @@ impl<S: Stage> Play<S> {
                     step.malformed("no such step; write one of those at the top of tests/it/script/language.rs")
                 );
             }
-        }
-        Ok(())
-    }
-
-    /// Afterwards everything works: nothing fails any more, and nobody is in the way.
-    ///
-    /// # Errors
-    /// [`Stop`] when the node is not as the document wants it even then, or when one more look finds something to do.
-    pub fn settle(&mut self) -> Result<(), Stop> {
-        let mut end = Step::default();
-        for _ in 0..ROUNDS_TO_SETTLE {
-            self.clock.advance(LONGEST_PAUSE);
-            self.round(true);
-        }
-        if !self.last.in_sync {
-            return Err(end.wrong(format_args!("the node does not become right: {:#?}", self.last)));
-        }
-        self.acted.clear();
-        for words in ["look", "expect no action", "expect plan empty", "expect in-sync"] {
-            end.words = words.split(' ').map(String::from).collect();
-            self.step(&end)?;
         }
         Ok(())
     }
