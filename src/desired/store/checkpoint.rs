@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::contents::digest;
 use super::disk::{io_error, names_in};
 use super::layout::{LOOK_PREFIX, SLED};
-use super::port::{Contents, StoreError};
+use super::port::{Contents, GENERATION_MAX, StoreError};
 
 /// A healthy sled of 100,000 records opens in 22 ms; a damaged one was seen to hang for 20 s and might never return.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -197,6 +197,9 @@ pub(super) fn contents_of_rows<K: AsRef<[u8]>, V: AsRef<[u8]>>(
     rows: impl Iterator<Item = Result<(K, V), String>>,
 ) -> Result<Contents, String> {
     let manifest: Manifest = serde_json::from_slice(manifest).map_err(|_| "its manifest cannot be read")?;
+    if manifest.generation > GENERATION_MAX {
+        return Err("its generation was never given out".into());
+    }
     let mut records = BTreeMap::new();
     for row in rows {
         let (key, value) = row?;
