@@ -174,7 +174,10 @@ fn check_state(state: &DeviceState) {
         uapi::decode_dump(&uapi::encode_dump(&dump)) == Ok(Ok(expected)),
         "a device is read back as another: {state:?}"
     );
-    let _ = (state.spec(), state.peers.iter().map(|peer| (peer.spec(), peer.stats())).count());
+    assert!(state.spec().listen_port == state.listen_port);
+    for peer in &state.peers {
+        assert!(peer.spec().allowed_ips == peer.allowed_ips && peer.stats().rx_bytes == peer.rx, "{peer:?}");
+    }
 }
 
 /// What the kernel says and what a device says.
