@@ -6,17 +6,45 @@ use crate::{daemon, desired::store};
 
 type Seed = (&'static str, String, Vec<u8>);
 
-pub(super) fn all() -> Vec<Seed> {
-    let named = |target| move |(name, bytes): (String, Vec<u8>)| (target, name, bytes);
-    let mut all: Vec<Seed> = frames().into_iter().map(named("frame")).collect();
-    all.extend(store::fuzz::seeds::all(&daemon::fuzz::furnished()).into_iter().map(named("document")));
+fn named(target: &'static str, seeds: Vec<(String, Vec<u8>)>) -> impl Iterator<Item = Seed> {
+    seeds.into_iter().map(move |(name, bytes)| (target, name, bytes))
+}
+
+/// What this program writes.
+pub(super) fn made() -> Vec<Seed> {
+    let mut all: Vec<Seed> = named("frame", frames()).collect();
+    all.extend(named("document", store::fuzz::seeds::all(&daemon::fuzz::furnished())));
     #[cfg(target_os = "linux")]
     {
         use crate::platform::linux::fuzz::seeds;
-        all.extend(seeds::netlink().into_iter().map(named("netlink")));
-        all.extend(seeds::uapi().into_iter().map(named("uapi")));
+        all.extend(named("netlink", seeds::made()));
+        all.extend(named("uapi", seeds::uapi()));
     }
     all
+}
+
+/// What the kernel answers, in a namespace that is made for it. Needs root.
+#[cfg(target_os = "linux")]
+pub(super) fn asked() -> Vec<Seed> {
+    named("netlink", crate::platform::linux::fuzz::seeds::asked_of_the_kernel()).collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn asked() -> Vec<Seed> {
+    Vec::new()
+}
+
+/// The target that a seed is for.
+pub(super) fn door(target: &str) -> fn(&[u8]) {
+    match target {
+        "frame" => crate::fuzzing::frame,
+        "document" => crate::fuzzing::document,
+        #[cfg(target_os = "linux")]
+        "netlink" => crate::fuzzing::netlink,
+        #[cfg(target_os = "linux")]
+        "uapi" => crate::fuzzing::uapi,
+        other => panic!("there is no target {other}"),
+    }
 }
 
 /// The golden files of the wire, and what is refused there.

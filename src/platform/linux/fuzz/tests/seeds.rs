@@ -75,11 +75,16 @@ fn split(who: u8, name: &str, datagrams: &[Vec<u8>]) -> Vec<Seed> {
     alone.chain([(format!("{name}-few"), few)]).map(|(name, bytes)| (name, [&[who][..], &bytes].concat())).collect()
 }
 
-pub(crate) fn netlink() -> Vec<Seed> {
-    let mut all = std::thread::spawn(from_the_kernel).join().unwrap();
-    all.extend(nft::fuzz::seeds::all());
+/// Our own firewall, and a WireGuard device.
+pub(crate) fn made() -> Vec<Seed> {
+    let mut all = nft::fuzz::seeds::all();
     all.push(("wireguard".into(), [b"w", &wireguard()[..]].concat()));
     all
+}
+
+/// A thread that is in a namespace of its own cannot leave it, so it is one that ends.
+pub(crate) fn asked_of_the_kernel() -> Vec<Seed> {
+    std::thread::spawn(from_the_kernel).join().unwrap()
 }
 
 fn from_the_kernel() -> Vec<Seed> {
