@@ -206,17 +206,9 @@ fn an_edit_is_not_drift() {
         Edit::EnsurePeer(peer(9)),
         Edit::EnsurePeer(PeerRequest { keepalive: 3, ..peer(1) }),
         Edit::EnsurePeer(PeerRequest { endpoint: peer(8).endpoint, ..peer(1) }),
-        Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(2) },
-        Edit::EnsureAllowedIp {
-            scope: overlayd::desired::PeerScope::Node,
-            peer: peer_key(1),
-            allowed_ip: cidr("10.201.0.2/32"),
-        },
-        Edit::RemoveAllowedIp {
-            scope: overlayd::desired::PeerScope::Node,
-            peer: peer_key(1),
-            allowed_ip: cidr("10.201.0.1/32"),
-        },
+        Edit::RemovePeer { scope: PeerScope::Node, peer: peer_key(2) },
+        Edit::EnsureAllowedIp { scope: PeerScope::Node, peer: peer_key(1), allowed_ip: cidr("10.201.0.2/32") },
+        Edit::RemoveAllowedIp { scope: PeerScope::Node, peer: peer_key(1), allowed_ip: cidr("10.201.0.1/32") },
         Edit::EnsureOverlay(wider),
         Edit::EnsureOverlay(renamed),
         Edit::RemoveOverlay,
@@ -416,11 +408,8 @@ fn an_allowed_ip_moves_in_one_step_and_is_never_nobodys() {
     for (loser, winner) in [(1, 2), (2, 1)] {
         let mut world = World::converged(2);
         let moving = cidr(&format!("10.201.0.{loser}/32"));
-        let round = world.apply(&Edit::EnsureAllowedIp {
-            scope: overlayd::desired::PeerScope::Node,
-            peer: peer_key(winner),
-            allowed_ip: moving,
-        });
+        let round =
+            world.apply(&Edit::EnsureAllowedIp { scope: PeerScope::Node, peer: peer_key(winner), allowed_ip: moving });
         assert!(round.in_sync && !round.full, "{round:?}");
         // The loser's own change, if there is one, must not name the moving address: the kernel takes it in the winner's.
         assert_eq!(world.journal(), [format!("update {}", device_key(winner))]);
@@ -445,7 +434,7 @@ fn peers_that_swap_their_allowed_ips_need_one_step_each() {
 fn a_peer_that_comes_back_with_a_new_key_takes_its_addresses_over_before_the_old_one_goes() {
     let mut world = World::converged(2);
     world.edit(&Edit::EnsurePeer(PeerRequest { public_key: peer_key(50), ..peer(1) }));
-    world.edit(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(1) });
+    world.edit(&Edit::RemovePeer { scope: PeerScope::Node, peer: peer_key(1) });
     let round = world.round();
     assert!(round.in_sync);
     assert_eq!(world.journal(), [format!("create {}", device_key(50)), format!("delete {}", device_key(1))]);
@@ -533,12 +522,12 @@ fn sessions_survive_every_edit_that_is_not_about_them() {
     world.apply(&Edit::EnsurePeer(peer(4)));
     world.apply(&Edit::EnsurePeer(PeerRequest { keepalive: 1, ..peer(1) }));
     world.apply(&Edit::EnsureAllowedIp {
-        scope: overlayd::desired::PeerScope::Node,
+        scope: PeerScope::Node,
         peer: peer_key(1),
         allowed_ip: cidr("10.201.0.2/32"),
     });
     world.apply(&Edit::EnsureOverlay(OverlayRequest { slice: Some(cidr("10.200.9.0/26").into()), ..overlay() }));
-    world.apply(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(3) });
+    world.apply(&Edit::RemovePeer { scope: PeerScope::Node, peer: peer_key(3) });
     world.restart();
     world.round();
     let lost =
@@ -550,7 +539,7 @@ fn sessions_survive_every_edit_that_is_not_about_them() {
 fn a_peer_that_cannot_be_removed_stays_known_and_is_not_counted_as_drift() {
     let mut world = World::converged(2);
     world.kernel.break_object(device_key(1), refused());
-    let round = world.apply(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(1) });
+    let round = world.apply(&Edit::RemovePeer { scope: PeerScope::Node, peer: peer_key(1) });
     assert!(!round.in_sync && !round.full);
     assert!(
         matches!(world.condition(&device_key(1)), Some(Condition::Failing { .. })),
@@ -571,7 +560,7 @@ fn a_peer_whose_creation_seemed_to_fail_and_that_is_then_removed_is_not_drift() 
     world.kernel.inject(Fault::FailAfter(ActionError::Timeout(1000)));
     world.apply(&Edit::EnsurePeer(peer(2)));
     assert!(world.seen(&device_key(2)).is_some());
-    world.edit(&Edit::RemovePeer { scope: overlayd::desired::PeerScope::Node, peer: peer_key(2) });
+    world.edit(&Edit::RemovePeer { scope: PeerScope::Node, peer: peer_key(2) });
     let round = world.round();
     assert!(round.in_sync && round.drift.is_empty(), "{round:?}");
 }
