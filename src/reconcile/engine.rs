@@ -252,7 +252,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         for key in &keys {
             match target.objects.get(key) {
                 // It could not be removed, or what it goes with could not: what is known of it stays.
-                None if stuck.contains(key) || is_ours(&view, key) => {}
+                None if stuck.contains(key) || has_to_go(&view, key) => {}
                 None => view.ledger.forget(key),
                 Some(wanted) => {
                     let withheld = plan.withheld.get(key);
@@ -411,7 +411,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let now = self.clock.now();
         let stuck: BTreeSet<&Key> = plan.steps.iter().map(|step| step.action.key()).collect();
         // What is still there goes with something that could not be removed yet.
-        let is_there = |key: &Key| stuck.contains(key) || is_ours(&view, key);
+        let is_there = |key: &Key| stuck.contains(key) || has_to_go(&view, key);
         let known = |key: &&Key| !target.objects.contains_key(key) && !is_there(key);
         let stale: Vec<Key> = view.ledger.keys().filter(known).cloned().collect();
         for key in stale {
@@ -426,9 +426,10 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     }
 }
 
-/// True for what was seen and carries our mark.
-fn is_ours(view: &View, key: &Key) -> bool {
-    view.snapshot.find(key).is_some_and(Observed::is_ours)
+/// True for what is ours, is still there, and has to be removed: a setting and a device never are, by themselves.
+fn has_to_go(view: &View, key: &Key) -> bool {
+    let is_removed = !matches!(key.subsystem(), Subsystem::Sysctl | Subsystem::Device);
+    is_removed && view.snapshot.find(key).is_some_and(Observed::is_ours)
 }
 
 fn is_whole(view: &View) -> bool {
