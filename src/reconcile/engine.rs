@@ -270,15 +270,20 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     fn widen(&self, keys: &mut BTreeSet<Key>) {
         let document = self.document();
         let view = self.view.read();
-        let mut others = companions(&document, &self.facts, keys);
-        // Those of a container that could not be taken off the overlay yet, too: nothing else tells that they had this address.
-        let ports = keys.iter().filter_map(|key| match view.snapshot.find(key).map(|seen| &seen.spec) {
-            Some(Spec::Member(member)) => Some(&member.ports),
-            _ => None,
-        });
-        keys.extend(
-            ports.flatten().flat_map(|port| [Key::Link(port.clone()), Key::Inside(port.clone())]).collect::<Vec<_>>(),
-        );
+        let mut known = 0;
+        while known < keys.len() {
+            known = keys.len();
+            // Also the ports of a container that could not be taken off the overlay yet: nothing else tells that they had this address.
+            let ports = keys.iter().filter_map(|key| match view.snapshot.find(key).map(|seen| &seen.spec) {
+                Some(Spec::Member(member)) => Some(&member.ports),
+                _ => None,
+            });
+            let ports = ports.flatten().flat_map(|port| [Key::Link(port.clone()), Key::Inside(port.clone())]);
+            let ports: Vec<Key> = ports.collect();
+            keys.extend(ports);
+            keys.extend(companions(&document, &self.facts, keys));
+        }
+        let mut others = BTreeSet::new();
         for key in keys.iter() {
             if let Key::Link(name) = key {
                 others.extend(view.snapshot.on_link(name).cloned());
