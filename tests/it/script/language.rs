@@ -68,7 +68,7 @@ use std::{
 
 use super::stage::Unsupported;
 
-/// Most steps of one story; the longest in `fixtures/scripts` has about fifty.
+/// Most steps of one story; the longest in `fixtures/scripts` has 84.
 const STEPS_MAX: usize = 200;
 /// Longest time that is named in a story: a clock has to survive two hundred of them.
 const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
