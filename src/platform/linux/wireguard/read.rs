@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NlasIterator, Parseable};
+use netlink_packet_core::{NLA_HEADER_SIZE, NlasIterator, Parseable};
 use netlink_packet_wireguard::{
     WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardPeer, WireguardPeerAttribute,
 };
@@ -26,6 +26,11 @@ use crate::{
 /// `genlmsghdr` in bytes (linux/genetlink.h).
 pub(super) const GENL_HEADER: usize = 4;
 
+// Kinds of attributes (linux/wireguard.h).
+const WGDEVICE_A_PEERS: u16 = 8;
+const WGPEER_A_ALLOWEDIPS: u16 = 9;
+const WGALLOWEDIP_A_CIDR_MASK: u16 = 3;
+
 /// A device as it was read.
 #[derive(Debug, Default)]
 pub(in crate::platform::linux) struct DeviceReading {
@@ -37,8 +42,12 @@ pub(in crate::platform::linux) struct DeviceReading {
 
 /// What one message says; `None` when it cannot be read.
 pub(in crate::platform::linux) fn parse(body: &[u8]) -> Option<Vec<WireguardAttribute>> {
+    let body = body.get(GENL_HEADER..)?;
+    if !every_prefix_has_a_length(body) {
+        return None;
+    }
     let mut attributes = Vec::new();
-    for attribute in NlasIterator::new(body.get(GENL_HEADER..)?) {
+    for attribute in NlasIterator::new(body) {
         let mut parsed = WireguardAttribute::parse(&attribute.ok()?).ok()?;
         if let WireguardAttribute::PrivateKey(key) = &mut parsed {
             key.zeroize();
@@ -47,6 +56,23 @@ pub(in crate::platform::linux) fn parse(body: &[u8]) -> Option<Vec<WireguardAttr
         }
     }
     Some(attributes)
+}
+
+/// False when the prefix length of an allowed IP is an attribute without a byte: netlink-packet-wireguard takes the first without looking.
+///
+/// What comes after an attribute that cannot be read is not looked at; the crate refuses such a message.
+fn every_prefix_has_a_length(device: &[u8]) -> bool {
+    let peers = values(device, Some(WGDEVICE_A_PEERS)).flat_map(|peers| values(peers, None));
+    let allowed = peers.flat_map(|peer| values(peer, Some(WGPEER_A_ALLOWEDIPS))).flat_map(|all| values(all, None));
+    allowed.flat_map(|ip| values(ip, Some(WGALLOWEDIP_A_CIDR_MASK))).all(|length| !length.is_empty())
+}
+
+/// What the attributes of one kind, or of any, hold.
+fn values(attributes: &[u8], kind: Option<u16>) -> impl Iterator<Item = &[u8]> {
+    NlasIterator::new(attributes).map_while(Result::ok).filter_map(move |one| {
+        let value = NLA_HEADER_SIZE..usize::from(one.length());
+        if kind.is_none_or(|kind| one.kind() == kind) { one.into_inner().get(value) } else { None }
+    })
 }
 
 /// Joins the messages of one dump.
@@ -149,6 +175,28 @@ mod tests {
             WireguardAllowedIpAttr::IpAddr(IpAddr::from([10, 0, 0, last])),
             WireguardAllowedIpAttr::Cidr(32),
         ])
+    }
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(NLA_HEADER_SIZE + value.len()).unwrap();
+        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A message about one peer with one allowed IP, whose prefix length is this attribute.
+    fn message(length: &[u8]) -> Vec<u8> {
+        let ip = [attribute(1, &2_u16.to_ne_bytes()), attribute(2, &[10, 0, 0, 1]), attribute(3, length)].concat();
+        let peer = [attribute(1, &[1; 32]), attribute(9, &attribute(0, &ip))].concat();
+        [vec![0; GENL_HEADER], attribute(8, &attribute(0, &peer))].concat()
+    }
+
+    #[test]
+    fn a_message_with_a_prefix_length_of_no_bytes_cannot_be_read() {
+        let device = assemble(vec![parse(&message(&[32])).unwrap()]).unwrap();
+        assert_eq!(device.peers[&WgPublicKey::from_bytes([1; 32])].0.allowed_ips.len(), 1);
+        assert!(parse(&message(&[])).is_none());
     }
 
     #[test]
