@@ -12,7 +12,7 @@ select_tests() {
     fi
     awk -v left_out="$2" 'NR == FNR { if ($0 !~ /^#/ && NF) { begin = $1; sub(/^[^ ]+ +/, ""); why[begin] = $0 } next }
         { for (begin in why) if (index($0, begin) == 1) { print $0 ": " why[begin] >left_out; next } print }' \
-        "$here/too-slow" "$work/wanted" >"$1"
+        "$here/left-out" "$work/wanted" >"$1"
 }
 
 # run_tests PACKAGE: one guest, its output as it comes; keeps what it said as $work/said-PACKAGE.
@@ -32,7 +32,7 @@ run_tests() {
     stop_guest
     wait "$follower" || true
     cp "$work/said" "$work/said-$package"
-    echo "$((SECONDS - begun))" >"$work/seconds-$package"
+    echo "$((SECONDS - begun)) s, $((guest_ticks / 100)) s of processor time" >"$work/seconds-$package"
     [ "$status" != lost ] || { echo "the guest ended, or took longer than $guest_limit s" && post_mortem; }
     [ "$status" = 0 ]
 }
@@ -55,7 +55,7 @@ add_to_ramdisk() {
 counts() {
     local package=$1 said=$work/said-$1 passed failed skipped parts
     [ -e "$said" ] || { echo "$package: no result" && return; }
-    sed -n 's/^SKIPPED: \(.*\) ([0-9]* skipped so far)$/\1/p' "$said" | sort -u >"$work/skipped"
+    sed -n 's/ ([0-9]* skipped so far)$//; s/^SKIPPED: //p' "$said" | sort -u >"$work/skipped"
     sed -n 's/^test \(.*\) \.\.\. ok$/\1/p' "$said" | sort -u >"$work/ok"
     sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$said" | sort -u >"$work/failed"
     passed=$(wc -l <"$work/ok")
@@ -63,7 +63,7 @@ counts() {
     # A test that skips is no failure for its harness. One that skips a part did the rest.
     skipped=$(sed 's/: .*//' "$work/skipped" | sort -u | wc -l)
     echo "$(<"$store/kernels/$package/release"): $(sed -n 's/^vm: plane /data plane: /p' "$said"); $(wc -l <"$work/chosen") tests chosen," \
-        "$passed passed ($skipped of them skipped, whole or in part), $failed failed; $(<"$work/seconds-$package") s"
+        "$passed passed ($skipped of them skipped, whole or in part), $failed failed; $(<"$work/seconds-$package")"
     sed 's/^/    FAILED: /' "$work/failed"
     sort "$work/ok" "$work/failed" | comm -13 - <(sort "$work/chosen") | sed 's/^/    NO RESULT: /'
     parts=$work/skipped
@@ -103,7 +103,7 @@ power_cuts() {
         fi
         if [ "$round" -lt "$rounds" ]; then
             more=$((3 + RANDOM % 30))
-            if ! await 180 '^reboot: told' "$more"; then
+            if ! await 180 '^reboot: told .* \.$' "$more"; then
                 cat "$work/said"
                 echo "no more answers after power cut $round"
                 return 1
@@ -112,8 +112,9 @@ power_cuts() {
             sleep "0.$((RANDOM % 3))$((RANDOM % 10))"
         fi
         stop_guest
-        sed -n 's/^reboot: right //p' "$work/said" | sed "s|^|boot $round ($(<"$store/kernels/$package/release")): |"
-        grep '^reboot: \(key\|ask\|told\)' "$work/said" >>"$told" || true
+        sed -n 's/^reboot: right \(.*\) \.$/\1/p' "$work/said" | sed "s|^|boot $round ($(<"$store/kernels/$package/release")): |"
+        # A line that the cut went through was not said.
+        grep '^reboot: \(key\|ask\|told\) .* \.$' "$work/said" >>"$told" || true
     done
     acknowledged=$(grep -c '^reboot: told' "$told" || true)
     echo "power cuts: $rounds, $acknowledged acknowledged edits, every start right; $((SECONDS - begun)) s" | tee "$work/cuts"
