@@ -67,7 +67,7 @@ modules_image() {
         mkdir -p "$root/lib/modules/$release/$(dirname "$file")"
         cp "$kernel/tree/lib/modules/$release/$file" "$root/lib/modules/$release/$file"
     done < <(module_files "$kernel")
-    cp "$kernel/tree/lib/modules/$release"/modules.{builtin,order} "$root/lib/modules/$release/"
+    cp "$kernel/tree/lib/modules/$release"/modules.{builtin,builtin.modinfo,order} "$root/lib/modules/$release/"
     depmod --basedir "$root" "$release"
     printf '%s\n' "${preloaded[@]}" >"$root/vm/preloaded"
     pack "$root" "$3"
