@@ -8,7 +8,7 @@ all_kernels=(linux-image-cloud-amd64 linux-image-6.12-cloud-amd64)
 # What a node of ours may need. A name ending in `*` is a family.
 module_names=(
     virtio_pci virtio_blk ext4
-    wireguard veth bridge br_netfilter tun dummy
+    wireguard veth bridge br_netfilter tun ifb
     nf_tables 'nft_*' nf_conntrack nf_nat 'nf_reject_*' 'nf_log_*' 'nfnetlink*'
     x_tables 'xt_*'
 )
