@@ -25,7 +25,11 @@ sim seeds="50000":
 bench *arguments:
     cargo bench {{arguments}}
 
-# The agent killed at every system call that changes something, ten operations: some minutes. Prints a line for each.
+# Clients, drift and kills for so many seconds, and as long without kills. Leaves a table and a picture of memory and descriptors.
+soak seconds="3600":
+    OVERLAYD_SOAK_SECS={{seconds}} OVERLAYD_SOAK_DIR="$PWD/target/soak" cargo test --profile hunt --test kernel soak::
+
+# The agent killed at every system call that changes something, fourteen operations: some minutes. Prints a line for each.
 crash:
     OVERLAYD_CRASH_ALL=1 cargo test --test kernel crash::
 
@@ -40,6 +44,13 @@ vm *filters:
 # A node whose power is cut in the middle of its work, ten times over, on both kernels in turn.
 reboot cuts="10":
     tests/vm/run --reboots {{cuts}}
+
+# Bytes that nobody wrote: `just fuzz frame 60`. Without a target all of them, one after the other. Needs cargo-fuzz and a nightly toolchain.
+# What it tries next time is kept below fuzz/target; fuzz/corpus is only read.
+fuzz target="all" seconds="60":
+    targets="{{target}}"; [ "$targets" != all ] || targets="frame document netlink uapi script"; \
+    for target in $targets; do mkdir -p "fuzz/target/corpus/$target"; \
+    cargo +nightly fuzz run "$target" "fuzz/target/corpus/$target" "fuzz/corpus/$target" -- -max_total_time={{seconds}} -max_len=4096 -timeout=10; done
 
 # Two nodes in namespaces of their own: converge, ping, kill, drift, repair.
 demo *arguments:

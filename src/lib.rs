@@ -27,3 +27,6 @@ pub mod client;
 pub mod daemon;
 // F6
 pub mod cli;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;

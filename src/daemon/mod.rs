@@ -14,6 +14,8 @@ mod attach;
 mod connection;
 mod connections;
 mod failed;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod granted;
 mod health;
 mod listen;

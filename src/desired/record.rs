@@ -176,9 +176,19 @@ pub struct BadRecord {
     why: String,
 }
 
+/// Longest reason in characters: a list of the names that are known fits in.
+const WHY_MAX: usize = 256;
+
 impl BadRecord {
+    /// The reason may repeat a word of what was found: it is shown without control characters, and cut short.
     pub(super) fn new(key: &str, why: impl fmt::Display) -> Self {
-        Self { key: key.to_owned(), why: why.to_string() }
+        let why = why.to_string();
+        let mut shown: String = why.chars().take(WHY_MAX).collect();
+        if shown.len() < why.len() {
+            shown.push('…');
+        }
+        let why = if shown.chars().any(char::is_control) { shown.escape_debug().to_string() } else { shown };
+        Self { key: key.to_owned(), why }
     }
 }
 
@@ -229,7 +239,19 @@ impl RecordKey {
 
 impl FromStr for RecordKey {
     type Err = BadRecord;
+    /// One record, one spelling: with a second one a document would have one record less than its store, and nobody would be told (I-02).
     fn from_str(text: &str) -> Result<Self, BadRecord> {
+        let key = Self::read(text)?;
+        let spelled = key.to_string();
+        if spelled != text {
+            return Err(BadRecord::new(text, format_args!("must be written {spelled:?}")));
+        }
+        Ok(key)
+    }
+}
+
+impl RecordKey {
+    fn read(text: &str) -> Result<Self, BadRecord> {
         let bad = |why: BadId| BadRecord::new(text, why);
         match text {
             "node" => return Ok(RecordKey::Node),
@@ -254,19 +276,14 @@ impl FromStr for RecordKey {
             return id.parse().map(RecordKey::Attachment).map_err(bad);
         }
         if let Some(address) = text.strip_prefix(ADDRESS_PREFIX) {
-            return address_key(address).ok_or_else(|| BadRecord::new(text, "does not end in an address"));
+            let bad = |_| BadRecord::new(text, "does not end in an address");
+            return address.parse().map(RecordKey::Address).map_err(bad);
         }
         if let Some(rest) = text.strip_prefix(SERVICE_PEER_PREFIX) {
             return service_peer_key(rest).ok_or_else(|| BadRecord::new(text, "is not SERVICE/PUBLIC-KEY"));
         }
         Err(BadRecord::new(text, "this overlayd knows no record of that name"))
     }
-}
-
-/// One address, one spelling: another one would be a second key of the same record.
-fn address_key(text: &str) -> Option<RecordKey> {
-    let address: IpAddr = text.parse().ok()?;
-    (address.to_string() == text).then_some(RecordKey::Address(address))
 }
 
 fn service_peer_key(text: &str) -> Option<RecordKey> {
@@ -331,7 +348,7 @@ impl Record {
                     serde_json::from_slice(bytes).map_err(|_| BadRecord::new(&text, "is not a stored key"))?;
                 stored.pair().map(Record::NodeKey).map_err(|why| BadRecord::new(&text, why))
             }
-            RecordKey::Overlay => serde_json::from_slice(bytes).map(Record::Overlay).map_err(bad),
+            RecordKey::Overlay => serde_json::from_slice(bytes).map(Record::Overlay).map_err(hidden),
             RecordKey::Peer(_) => serde_json::from_slice(bytes).map(Record::Peer).map_err(bad),
             RecordKey::Dns(_) => serde_json::from_slice(bytes).map(Record::Dns).map_err(bad),
             RecordKey::Resolver(_) => serde_json::from_slice(bytes).map(Record::Resolver).map_err(bad),
@@ -353,5 +370,42 @@ impl Record {
             RecordKey::Address(_) => serde_json::from_slice(bytes).map(Record::Address).map_err(bad),
             RecordKey::ServicePeer(..) => serde_json::from_slice(bytes).map(Record::ServicePeer).map_err(bad),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::{Document, store::Contents};
+
+    fn told(key: &str, value: &str) -> String {
+        Record::decode(&key.parse().unwrap(), value.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn why_a_record_cannot_be_read_is_one_short_line_and_no_credential() {
+        let text = told("address/10.0.0.1", "{\"state\":\"reser\x7fed\"}");
+        assert!(text.contains("reser\\u{7f}ed") && !text.chars().any(char::is_control), "{text}");
+        let text = told("address/10.0.0.1", &format!(r#"{{"state":"{}"}}"#, "x".repeat(1000)));
+        assert!(text.len() < 400 && text.ends_with('…'), "{text}");
+        let text = told("overlay", r#"{"deployment":"a","instance":"b","cluster":"10.0.0.0/8","port":"hunter2"}"#);
+        assert!(!text.contains("hunter2") && text.contains("line 1"), "{text}");
+    }
+
+    #[test]
+    fn a_record_has_one_spelling_and_a_document_is_not_smaller_than_its_store() {
+        for (second, first) in [
+            ("dns/A.b", "dns/a.b"),
+            ("dns/a.b.", "dns/a.b"),
+            ("resolver/Zone", "resolver/zone"),
+            ("address/fd00:0::1", "address/fd00::1"),
+        ] {
+            assert!(first.parse::<RecordKey>().is_ok());
+            let why = second.parse::<RecordKey>().unwrap_err().to_string();
+            assert!(why.contains(first), "{why}");
+        }
+        let row = |key: &str| (key.to_owned(), br#"{"a":["10.0.0.1"]}"#.to_vec());
+        let contents = Contents { generation: 1, records: [row("dns/A.b"), row("dns/a.b")].into(), settled: 0 };
+        assert!(Document::from_contents(&contents).is_err());
     }
 }

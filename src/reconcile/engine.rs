@@ -27,7 +27,7 @@ use crate::{
     clock::{Clock, Now, backoff},
     desired::Document,
     object::{Key, Spec, Subsystem},
-    observed::Observation,
+    observed::{Observation, Observed},
     platform::{ActionError, Interest, Kernel},
 };
 
@@ -251,8 +251,8 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let mut view = self.view.write();
         for key in &keys {
             match target.objects.get(key) {
-                // It could not be removed: what is known of its tries stays.
-                None if stuck.contains(key) => {}
+                // It could not be removed, or what it goes with could not: what is known of it stays.
+                None if stuck.contains(key) || has_to_go(&view, key) => {}
                 None => view.ledger.forget(key),
                 Some(wanted) => {
                     let withheld = plan.withheld.get(key);
@@ -270,15 +270,20 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     fn widen(&self, keys: &mut BTreeSet<Key>) {
         let document = self.document();
         let view = self.view.read();
-        let mut others = companions(&document, &self.facts, keys);
-        // Those of a container that could not be taken off the overlay yet, too: nothing else tells that they had this address.
-        let ports = keys.iter().filter_map(|key| match view.snapshot.find(key).map(|seen| &seen.spec) {
-            Some(Spec::Member(member)) => Some(&member.ports),
-            _ => None,
-        });
-        keys.extend(
-            ports.flatten().flat_map(|port| [Key::Link(port.clone()), Key::Inside(port.clone())]).collect::<Vec<_>>(),
-        );
+        let mut known = 0;
+        while known < keys.len() {
+            known = keys.len();
+            // Also the ports of a container that could not be taken off the overlay yet: nothing else tells that they had this address.
+            let ports = keys.iter().filter_map(|key| match view.snapshot.find(key).map(|seen| &seen.spec) {
+                Some(Spec::Member(member)) => Some(&member.ports),
+                _ => None,
+            });
+            let ports = ports.flatten().flat_map(|port| [Key::Link(port.clone()), Key::Inside(port.clone())]);
+            let ports: Vec<Key> = ports.collect();
+            keys.extend(ports);
+            keys.extend(companions(&document, &self.facts, keys));
+        }
+        let mut others = BTreeSet::new();
         for key in keys.iter() {
             if let Key::Link(name) = key {
                 others.extend(view.snapshot.on_link(name).cloned());
@@ -410,7 +415,9 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         }
         let now = self.clock.now();
         let stuck: BTreeSet<&Key> = plan.steps.iter().map(|step| step.action.key()).collect();
-        let known = |key: &&Key| !target.objects.contains_key(key) && !stuck.contains(*key);
+        // What is still there goes with something that could not be removed yet.
+        let is_there = |key: &Key| stuck.contains(key) || has_to_go(&view, key);
+        let known = |key: &&Key| !target.objects.contains_key(key) && !is_there(key);
         let stale: Vec<Key> = view.ledger.keys().filter(known).cloned().collect();
         for key in stale {
             view.ledger.forget(&key);
@@ -422,6 +429,12 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let settled = plan.steps.is_empty() && plan.withheld.is_empty();
         round.in_sync = settled && is_whole(&view) && view.ledger.is_in_sync();
     }
+}
+
+/// True for what is ours, is still there, and has to be removed: a setting and a device never are, by themselves.
+fn has_to_go(view: &View, key: &Key) -> bool {
+    let is_removed = !matches!(key.subsystem(), Subsystem::Sysctl | Subsystem::Device);
+    is_removed && view.snapshot.find(key).is_some_and(Observed::is_ours)
 }
 
 fn is_whole(view: &View) -> bool {

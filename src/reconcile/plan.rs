@@ -188,8 +188,13 @@ impl Planner<'_> {
 
     /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
     fn obstacle(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
-        let is_new_port = is_port(spec) && self.snapshot.find(key).is_none();
-        if (is_new_port || matches!(key, Key::Member(_) | Key::Inside(_))) && !self.is_fenced() {
+        let seen = self.snapshot.find(key);
+        let lets_in = match key {
+            Key::Link(_) => is_port(spec) && seen.is_none(),
+            Key::Member(_) | Key::Inside(_) => seen.is_none_or(|seen| seen.spec != *spec),
+            _ => false,
+        };
+        if lets_in && !self.is_fenced() {
             return Some(Withheld::WaitsFor(Key::Ruleset));
         }
         if let Some(withheld) = self.not_let_in(key, spec) {
@@ -269,16 +274,16 @@ impl Planner<'_> {
         former.map(|port| Key::Inside(port.clone())).find(has)
     }
 
-    /// True when the rules that a port needs round it are there, or are made before it.
+    /// True when the rules that a port needs round it are known to be there, or are made before it.
     fn is_fenced(&self) -> bool {
-        match self.snapshot.find(&Key::Ruleset) {
-            // A table that is not ours fences nobody in, and ours cannot be made in its place.
-            Some(seen) if !seen.is_ours() => false,
-            Some(Observed { spec: Spec::Ruleset(ruleset), .. }) if ruleset.intact => true,
-            // It is made before the port, where it is known to be missing.
-            Some(_) => self.target.wants(&Key::Ruleset).is_some(),
-            None => self.target.wants(&Key::Ruleset).is_some() && self.snapshot.is_whole(Subsystem::Ruleset),
-        }
+        // Of rules that could not be seen nobody knows what has become.
+        self.snapshot.is_whole(Subsystem::Ruleset)
+            && match self.snapshot.find(&Key::Ruleset) {
+                // A table that is not ours fences nobody in, and ours cannot be made in its place.
+                Some(seen) if !seen.is_ours() => false,
+                Some(Observed { spec: Spec::Ruleset(ruleset), .. }) if ruleset.intact => true,
+                Some(_) | None => self.target.wants(&Key::Ruleset).is_some(),
+            }
     }
 
     fn goes_with_its_link(&self, key: &Key, spec: &Spec) -> bool {

@@ -47,6 +47,8 @@ const ROOMS: &[Place] = &[
     place("daemon", 5, "daemon"),
     place("cli", 6, "cli"),
     place("main", 6, "main"),
+    // Only in tests and with the feature `fuzzing`: it calls the file `fuzz` of each room that reads what others write.
+    place("fuzzing", 6, "fuzzing"),
 ];
 
 /// A use of a neighbour on the same floor, and why it is no mistake.

@@ -2,6 +2,7 @@
 //!
 //! One binary on purpose: each further one would link the whole crate again.
 
+mod any_story;
 mod committer;
 mod desk;
 mod engine;

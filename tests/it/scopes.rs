@@ -5,9 +5,9 @@ use overlayd::{
     clock::UnixTime,
     desired::{Context, Edit, SegmentMode, Touched, consider},
     ids::IfName,
-    object::{Key, LinkKind, LinkSpec, RulesetSpec, Spec},
+    object::{Key, LinkKind, LinkSpec, RulesetSpec, Spec, Subsystem},
     observed::{Observed, Owner},
-    platform::ActionError,
+    platform::{ActionError, sim::Fault},
     reconcile::target::Scope,
 };
 use proptest::{collection::vec, prelude::*};
@@ -160,4 +160,18 @@ fn no_container_comes_to_a_node_whose_table_is_a_strangers_and_none_is_tried() {
     let view = world.engine.view();
     let view = view.read();
     assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
+}
+
+/// A port is removed, the answer is lost, and the next look does not see that its route went along.
+#[test]
+fn what_went_with_a_port_whose_removal_seemed_to_fail_is_no_drift() {
+    let join = with(container(1, "web"), |wanted| wanted.join_global = true);
+    let mut world = World::converged(1);
+    world.apply(&join);
+    world.kernel.inject(Fault::FailAfter(ActionError::Timeout(1_000)));
+    assert!(!world.apply(&container(1, "web")).in_sync);
+    assert!(world.seen(&Key::Link("veth-1-g".parse().unwrap())).is_none(), "it has gone");
+    world.kernel.inject(Fault::CutDump(Subsystem::Route));
+    let round = world.round();
+    assert!(round.drift.is_empty(), "{:?}", round.drift);
 }

@@ -12,7 +12,7 @@ use overlayd::{
 
 use crate::{
     lab::{Node, isolated, need_tun, skip_part},
-    script::{Play, SimStage, parse, stage::Stage},
+    script::{Play, SimStage, Stop, parse, stage::Stage},
 };
 
 mod hand;
@@ -43,7 +43,7 @@ fn without_untold_settings(
 /// Plays a story on both; answers how many steps were compared.
 fn play(file: &Path) -> usize {
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let steps = parse(&fs::read_to_string(file).unwrap());
+    let steps = parse(&fs::read_to_string(file).unwrap()).unwrap_or_else(|stop| panic!("{name}: {stop}"));
     let real = RealStage::new(&name);
     let (sim, witness) = (SimStage::amid(real.surroundings()), real.witness());
     let kernel = sim.kernel();
@@ -55,15 +55,16 @@ fn play(file: &Path) -> usize {
         if step.words[0] == "handshake" {
             continue;
         }
-        on_sim.step(step).unwrap_or_else(|missing| panic!("{line}: {}", missing.0));
+        on_sim.step(step).unwrap_or_else(|stop| panic!("{line}: {stop}"));
         match on_real.step(step) {
             Ok(()) => {}
             // What cannot be looked at takes nothing from the story.
-            Err(missing) if step.words[0] == "expect" => println!("{line}: {}", missing.0),
-            Err(missing) => {
-                skip_part(&format!("{line}: {}", missing.0));
+            Err(Stop::Unsupported(what)) if step.words[0] == "expect" => println!("{line}: {what}"),
+            Err(Stop::Unsupported(what)) => {
+                skip_part(&format!("{line}: {what}"));
                 break;
             }
+            Err(stop) => panic!("{line}: {stop}"),
         }
         let simulated = on_sim.cast().plain(&simulated(&kernel));
         let real = on_real.cast().plain(&witness.everything());

@@ -14,6 +14,7 @@ use std::{
         fd::{AsFd, AsRawFd},
         unix::process::{CommandExt, ExitStatusExt},
     },
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
         Mutex, PoisonError,
@@ -25,6 +26,8 @@ use std::{
 use nix::{
     mount::{MsFlags, mount},
     sched::{CloneFlags, setns, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth,
@@ -67,6 +70,7 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let begin = Instant::now();
     let mut child = child_for(name).spawn().unwrap_or_else(|error| panic!("start {name}: {error}"));
+    let mounts = mount_namespace(&child.id().to_string());
     let mut stdout = child.stdout.take().unwrap();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
@@ -83,6 +87,7 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
         }
         std::thread::sleep(Duration::from_millis(20));
     };
+    end_leftovers(mounts.as_deref());
     let text = reader.join().unwrap();
     let mut stderr = std::io::stderr();
     // The test harness writes the first line of a test behind its name.
@@ -113,6 +118,22 @@ fn limit() -> Duration {
     match std::env::var(LIMIT_VARIABLE) {
         Ok(seconds) => Duration::from_secs(seconds.parse().expect("a number of seconds")),
         Err(_) => TEST_LIMIT,
+    }
+}
+
+fn mount_namespace(process: &str) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok()
+}
+
+/// Kills what a test left running in its mount namespace: a device process outlives its agent, and would keep the test's network for ever.
+fn end_leftovers(of_test: Option<&Path>) {
+    let Some(of_test) = of_test.filter(|of_test| mount_namespace("self").as_deref() != Some(of_test)) else { return };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        if mount_namespace(&pid.to_string()).as_deref() == Some(of_test) {
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
     }
 }
 

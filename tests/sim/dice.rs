@@ -1,5 +1,6 @@
 //! Random numbers that a seed determines for ever: SplitMix64 (Steele, Lea, Flood 2014).
 
+#[derive(Clone)]
 pub struct Dice(u64);
 
 impl Dice {

@@ -129,6 +129,28 @@ impl Store for SimStore {
 struct Watched {
     kernel: SimKernel,
     fate: Shared<Fate>,
+    /// Deletions that a mutant puts off until the next look.
+    put_off: Vec<Action>,
+}
+
+impl Watched {
+    /// One action, and whether it was right.
+    async fn carry_out(&mut self, action: &Action, mutant: Option<Mutant>) -> Result<(), ActionError> {
+        let before = self.kernel.node(|node| node.clone());
+        let dies = || lock(&self.fate).passes();
+        let instead = mutant.and_then(|mutant| self.kernel.node(|node| mutant.instead(node, action, dies)));
+        let outcome = match instead {
+            Some(outcome) => outcome,
+            None => self.kernel.execute(std::slice::from_ref(action)).await.remove(0),
+        };
+        let mut fate = lock(&self.fate);
+        if let Some(wants) = fate.wants.clone() {
+            let found = self.kernel.node(|after| faults_of(action, &before, after, &wants));
+            fate.faults.extend(found);
+        }
+        self.kernel.node(SimNode::forget_journal);
+        if mutant == Some(Mutant::IgnoreErrors) { Ok(()) } else { outcome }
+    }
 }
 
 impl Kernel for Watched {
@@ -136,8 +158,12 @@ impl Kernel for Watched {
         if lock(&self.fate).passes() {
             return Err(ObserveError { what: "everything".into(), reason: "dead".into() });
         }
-        let seen = self.kernel.observe(interest).await?;
         let mutant = lock(&self.fate).mutant;
+        for action in std::mem::take(&mut self.put_off) {
+            // Whether it can still be done does not matter: it was said to be.
+            let _ = self.carry_out(&action, mutant).await;
+        }
+        let seen = self.kernel.observe(interest).await?;
         Ok(match mutant {
             Some(mutant) => self.kernel.node(|node| mutant.distort(seen, node, interest)),
             None => seen,
@@ -151,22 +177,15 @@ impl Kernel for Watched {
                 outcomes.push(Err(ActionError::Timeout(0)));
                 continue;
             }
-            let before = self.kernel.node(|node| node.clone());
             let mutant = lock(&self.fate).mutant;
-            let dies = || lock(&self.fate).passes();
-            let instead = mutant.and_then(|mutant| self.kernel.node(|node| mutant.instead(node, action, dies)));
-            let outcome = match instead {
-                Some(outcome) => outcome,
-                None => self.kernel.execute(std::slice::from_ref(action)).await.remove(0),
+            let outcome = match action {
+                Action::Delete { .. } if mutant == Some(Mutant::BuildBeforeDelete) => {
+                    self.put_off.push(action.clone());
+                    Ok(())
+                }
+                _ => self.carry_out(action, mutant).await,
             };
-            let outcome = if mutant == Some(Mutant::IgnoreErrors) { Ok(()) } else { outcome };
-            let mut fate = lock(&self.fate);
-            if let Some(wants) = fate.wants.clone() {
-                let found = self.kernel.node(|after| faults_of(action, &before, after, &wants));
-                fate.faults.extend(found);
-            }
-            self.kernel.node(SimNode::forget_journal);
-            outcomes.push(if fate.passes() { Err(ActionError::Timeout(0)) } else { outcome });
+            outcomes.push(if lock(&self.fate).passes() { Err(ActionError::Timeout(0)) } else { outcome });
         }
         outcomes
     }
@@ -204,12 +223,17 @@ pub struct Machine {
     pub faults: Vec<String>,
 }
 
+/// The document of a node that was never asked for anything.
+fn nothing() -> Document {
+    let mut empty = document(0);
+    edit(&mut empty, &Edit::RemoveOverlay);
+    empty
+}
+
 impl Machine {
     /// A machine without an overlay, on which the process dies at the given moment, if at any.
     pub fn new(dies_at: Option<u64>, mutant: Option<Mutant>) -> Self {
-        let mut empty = document(0);
-        edit(&mut empty, &Edit::RemoveOverlay);
-        let start = contents(&empty);
+        let start = contents(&nothing());
         let mut machine = Self {
             disk: Arc::new(Mutex::new(Disk { cache: start.clone(), durable: start })),
             kernel: SimKernel::default(),
@@ -374,7 +398,7 @@ impl Machine {
         let policy = Policy::default();
         let committer =
             Committer::start(document, Box::new(store), self.clock.clone(), policy, Box::new(|_, _| {})).unwrap();
-        let kernel = Watched { kernel: self.kernel.clone(), fate: self.fate.clone() };
+        let kernel = Watched { kernel: self.kernel.clone(), fate: self.fate.clone(), put_off: Vec::new() };
         let engine = Engine::new(kernel, self.clock.clone(), committer.document(), Facts::new(mark()));
         self.agent = Some(Agent { committer, engine, touched: BTreeSet::new(), everything: true });
         self.know_the_document();
@@ -420,6 +444,9 @@ impl Machine {
         {
             let mut disk = lock(&self.disk);
             disk.cache = disk.durable.clone();
+            if self.is(Mutant::CorruptIsEmpty) {
+                disk.cache = contents(&nothing());
+            }
         }
         self.kernel.heal();
         let pids: Vec<u32> = (1..8).collect();

@@ -34,10 +34,14 @@ pub enum Mutant {
     DeafToEnds,
     /// An error of the kernel is taken for success.
     IgnoreErrors,
+    /// What comes is made before what goes is removed.
+    BuildBeforeDelete,
+    /// A store that cannot be read is taken for an empty one.
+    CorruptIsEmpty,
 }
 
 impl Mutant {
-    pub const ALL: [Mutant; 12] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::ReplyBeforeFlush,
         Mutant::ActBeforeLoad,
         Mutant::OwnByName,
@@ -50,6 +54,8 @@ impl Mutant {
         Mutant::DeafToHints,
         Mutant::DeafToEnds,
         Mutant::IgnoreErrors,
+        Mutant::BuildBeforeDelete,
+        Mutant::CorruptIsEmpty,
     ];
 
     /// What it makes of a look.

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::contents::digest;
 use super::disk::{io_error, names_in};
 use super::layout::{LOOK_PREFIX, SLED};
-use super::port::{Contents, StoreError};
+use super::port::{Contents, GENERATION_MAX, StoreError};
 
 /// A healthy sled of 100,000 records opens in 22 ms; a damaged one was seen to hang for 20 s and might never return.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ const CACHE_BYTES: u64 = 4 << 20;
 pub(super) const SEGMENT_BYTES: usize = 64 << 10;
 
 const MANIFEST: &[u8] = b"manifest";
-const RECORD_PREFIX: &[u8] = b"r/";
+pub(super) const RECORD_PREFIX: &[u8] = b"r/";
 
 #[derive(Serialize, Deserialize)]
 struct Manifest {
@@ -150,13 +150,7 @@ fn batch_of<'a>(
             None => batch.remove(key),
         }
     }
-    let manifest = Manifest {
-        generation: contents.generation,
-        settled: contents.settled,
-        count: contents.records.len(),
-        digest: format!("{:016x}", contents.digest()),
-    };
-    batch.insert(MANIFEST, serde_json::to_vec(&manifest).map_err(|e| e.to_string())?);
+    batch.insert(MANIFEST, manifest_of(contents)?);
     Ok(batch)
 }
 
@@ -193,18 +187,42 @@ fn open_once(path: &Path) -> sled::Result<sled::Db> {
 fn read(db: &sled::Db) -> Result<Contents, String> {
     let unreadable = |e: sled::Error| format!("it cannot be read: {e}");
     let manifest = db.get(MANIFEST).map_err(unreadable)?.ok_or("it has no manifest")?;
-    let manifest: Manifest = serde_json::from_slice(&manifest).map_err(|_| "its manifest cannot be read")?;
+    let rows = db.scan_prefix(RECORD_PREFIX).map(|row| row.map_err(unreadable));
+    contents_of_rows(&manifest, rows)
+}
+
+/// What the rows of records hold, if they are the ones that the manifest speaks of.
+pub(super) fn contents_of_rows<K: AsRef<[u8]>, V: AsRef<[u8]>>(
+    manifest: &[u8],
+    rows: impl Iterator<Item = Result<(K, V), String>>,
+) -> Result<Contents, String> {
+    let manifest: Manifest = serde_json::from_slice(manifest).map_err(|_| "its manifest cannot be read")?;
+    if manifest.generation > GENERATION_MAX {
+        return Err("its generation was never given out".into());
+    }
     let mut records = BTreeMap::new();
-    for row in db.scan_prefix(RECORD_PREFIX) {
-        let (key, value) = row.map_err(unreadable)?;
-        let key = String::from_utf8(key[RECORD_PREFIX.len()..].to_vec()).map_err(|_| "a key is not text")?;
-        records.insert(key, value.to_vec());
+    for row in rows {
+        let (key, value) = row?;
+        let key = key.as_ref().strip_prefix(RECORD_PREFIX).ok_or("a row is no record")?;
+        let key = String::from_utf8(key.to_vec()).map_err(|_| "a key is not text")?;
+        records.insert(key, value.as_ref().to_vec());
     }
     let found = format!("{:016x}", digest(manifest.generation, &records));
     if records.len() != manifest.count || found != manifest.digest {
         return Err(format!("it has {} of {} records, or not the right ones", records.len(), manifest.count));
     }
     Ok(Contents { generation: manifest.generation, records, settled: manifest.settled })
+}
+
+/// The manifest that these contents have.
+pub(super) fn manifest_of(contents: &Contents) -> Result<Vec<u8>, String> {
+    let manifest = Manifest {
+        generation: contents.generation,
+        settled: contents.settled,
+        count: contents.records.len(),
+        digest: format!("{:016x}", contents.digest()),
+    };
+    serde_json::to_vec(&manifest).map_err(|e| e.to_string())
 }
 
 fn write(db: sled::Db, batch: Result<sled::Batch, String>, path: &Path) -> Result<sled::Db, String> {

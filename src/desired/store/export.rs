@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use super::disk::{self, Disk, io_error, names_in};
 use super::layout::{EXPORT, export_name, parse_export_name};
-use super::port::{Contents, StoreError};
+use super::port::{COPY_GENERATION_MAX, Contents, StoreError};
 
 /// Two, so that there is one when the newest is hit by whatever made it needed.
 pub(super) const KEPT: usize = 2;
@@ -141,6 +141,9 @@ pub(super) fn parse(text: &str) -> Result<Parsed, String> {
         .map_err(|e| format!("it is not such a copy (line {}, column {})", e.line(), e.column()))?;
     if copy.format != FORMAT {
         return Err(format!("its format is not {FORMAT:?}"));
+    }
+    if copy.generation > COPY_GENERATION_MAX {
+        return Err(format!("its generation is above {COPY_GENERATION_MAX}, which was never given out"));
     }
     let mut records = BTreeMap::new();
     for (key, raw) in copy.records {

@@ -7,15 +7,15 @@
 //! Everything starts at a multiple of 32, so a header never lies across two disk sectors: after a power cut it is whole or absent.
 //! Padding is `0xA5`, not zero, because a run of zeros is how a sector that was never written looks.
 
-use super::port::{Entry, StoreError, Write};
+use super::port::{Entry, GENERATION_MAX, StoreError, Write};
 use crate::clock::UnixTime;
 
 pub(super) const ALIGN: usize = 32;
 /// The largest body. Far above any edit; below it a damaged length cannot ask for all memory (I-15).
 pub(super) const MAX_BODY: usize = 64 << 20;
-const PAD: u8 = 0xA5;
-const SEGMENT_MAGIC: &[u8; 8] = b"OVLJRNL1";
-const FRAME_MAGIC: &[u8; 4] = b"OVLF";
+pub(super) const PAD: u8 = 0xA5;
+pub(super) const SEGMENT_MAGIC: &[u8; 8] = b"OVLJRNL1";
+pub(super) const FRAME_MAGIC: &[u8; 4] = b"OVLF";
 
 /// How a segment joins what was written before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,8 @@ impl SegmentHeader {
             2 => Joins::Checkpoint,
             _ => return None,
         };
-        Some(Self { first: u64_at(bytes, 8), joins })
+        let first = u64_at(bytes, 8);
+        (first <= GENERATION_MAX).then_some(Self { first, joins })
     }
 }
 
@@ -79,10 +80,10 @@ pub(super) struct FrameHeader {
 impl FrameHeader {
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes = checked(bytes)?;
-        let body_len = u32_at(bytes, 4) as usize;
-        (bytes[..4] == *FRAME_MAGIC && body_len <= MAX_BODY).then(|| Self {
+        let (body_len, generation) = (u32_at(bytes, 4) as usize, u64_at(bytes, 8));
+        (bytes[..4] == *FRAME_MAGIC && body_len <= MAX_BODY && generation <= GENERATION_MAX).then(|| Self {
             body_len,
-            generation: u64_at(bytes, 8),
+            generation,
             settled: u64_at(bytes, 16),
             body_crc: u32_at(bytes, 24),
         })

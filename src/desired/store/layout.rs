@@ -8,6 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::port::GENERATION_MAX;
+
 pub(super) const FORMAT: &str = "FORMAT";
 pub(super) const FORMAT_TMP: &str = "FORMAT.tmp";
 pub(super) const CREATING: &str = "CREATING";
@@ -62,7 +64,8 @@ pub(super) fn parse_export_name(name: &str) -> Option<u64> {
 }
 
 fn parse_padded(digits: &str) -> Option<u64> {
-    (digits.len() == 20).then(|| digits.parse().ok()).flatten()
+    let generation = (digits.len() == 20).then(|| digits.parse().ok()).flatten()?;
+    (generation <= GENERATION_MAX).then_some(generation)
 }
 
 /// `quarantine/<seconds>`, or the first `-2`, `-3` … that is free.

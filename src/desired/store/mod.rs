@@ -13,6 +13,8 @@ mod contents;
 mod disk;
 mod export;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod journal;
 mod layout;
 mod lock;

@@ -11,6 +11,12 @@ use std::{collections::BTreeMap, fmt, path::Path};
 
 use crate::clock::UnixTime;
 
+/// The highest generation that is believed when it is read. An edit every nanosecond would take three centuries to get there; what is higher
+/// is not a number that was ever given out, and there might be none after it.
+pub(super) const GENERATION_MAX: u64 = 1 << 63;
+/// The highest that a copy may have: a store that is made of it still has as many before it.
+pub(super) const COPY_GENERATION_MAX: u64 = 1 << 62;
+
 /// One key's new value; `None` removes the key. Values may hold keys and credentials: `Debug` shows their size only (I-14).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Write {

@@ -90,7 +90,8 @@ pub(super) fn scan(state_dir: &Path) -> Result<Scan, StoreError> {
 }
 
 impl Scan {
-    fn segment(&mut self, path: PathBuf, first: u64, bytes: &[u8], is_last: bool) {
+    /// Takes in one file whose name says that it begins with generation `first`.
+    pub(super) fn segment(&mut self, path: PathBuf, first: u64, bytes: &[u8], is_last: bool) {
         let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let header = SegmentHeader::decode(bytes).filter(|h| h.first == first);
         let Some(header) = header else {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{Disk, DiskFile, io_error, read_if_there};
 use super::layout::WATERMARK;
-use super::port::StoreError;
+use super::port::{GENERATION_MAX, StoreError};
 
 const MAGIC: &[u8; 8] = b"OVLMARK1";
 const LEN: usize = 32;
@@ -38,7 +38,8 @@ impl Mark {
         let bytes: &[u8; LEN] = bytes.try_into().ok()?;
         let number = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default();
         let fits = bytes[..8] == *MAGIC && bytes[28..] == crc32fast::hash(&bytes[..28]).to_le_bytes();
-        fits.then(|| Self { acknowledged: number(8), settled: number(16) })
+        let mark = Self { acknowledged: number(8), settled: number(16) };
+        (fits && mark.acknowledged <= GENERATION_MAX).then_some(mark)
     }
 
     /// `Ok(None)`: no note, or one that cannot be read. It is a hint, so that is no damage.

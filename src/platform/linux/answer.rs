@@ -119,7 +119,8 @@ fn ended(message: &Message<'_>) -> Result<(), Fault> {
     if code >= 0 {
         return Ok(());
     }
-    Err(Fault::Refused(Errno::from_raw(-code), kernel_words(message)))
+    // The lowest number has no positive form; it is no errno either.
+    Err(Fault::Refused(Errno::from_raw(code.saturating_neg()), kernel_words(message)))
 }
 
 /// The text of an extended acknowledgement, or nothing.
@@ -195,6 +196,13 @@ mod tests {
         let (done, dump) = collect(&[message(16, 2, 6, &[1, 0, 0, 0]), message(NLMSG_DONE, 2, 6, &[0; 4])]);
         assert!(!done);
         assert!(dump.items.is_empty());
+    }
+
+    #[test]
+    fn an_errno_that_has_no_positive_form_is_a_refusal_like_others() {
+        let mut collector = Collector::new(7, |_, _: &[u8]| Some(()));
+        let fault = collector.feed(&message(NLMSG_ERROR, 0, 7, &i32::MIN.to_ne_bytes())).unwrap_err();
+        assert_eq!(fault.errno(), Some(Errno::UnknownErrno));
     }
 
     #[test]

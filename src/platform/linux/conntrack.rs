@@ -31,7 +31,7 @@ const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
 
 /// One entry: enough to tell it apart, and the addresses in it.
-struct Entry {
+pub(super) struct Entry {
     family: u8,
     identity: Attributes,
     addresses: BTreeSet<IpAddr>,
@@ -69,7 +69,7 @@ pub(super) async fn forget(channel: &mut Channel, addresses: &[IpAddr]) -> Resul
 
 /// The entry if it has a wanted address; the outer `None` is for one that cannot be read.
 #[expect(clippy::option_option, reason = "an entry that does not matter is not one that cannot be read")]
-fn concerned(body: &[u8], wanted: &BTreeSet<IpAddr>) -> Option<Option<Entry>> {
+pub(super) fn concerned(body: &[u8], wanted: &BTreeSet<IpAddr>) -> Option<Option<Entry>> {
     let family = *body.first()?;
     let attributes = body.get(GENERIC..)?;
     let original = value(attributes, ORIGINAL)?;

@@ -16,6 +16,8 @@ mod conntrack;
 pub mod device_process;
 mod errno;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod inside;
 mod kernel;
 pub mod lab;

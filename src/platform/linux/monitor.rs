@@ -321,6 +321,30 @@ fn output(route: &[u8]) -> Option<u32> {
         .and_then(|attribute| u32_at(attribute.value(), 0))
 }
 
+/// Reads a datagram of notifications, whatever is under way.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn check_notifications(datagram: &[u8]) {
+    let mark = Mark::of_instance("/var/lib/overlayd");
+    let known = FoundLink { index: 7, name: "zl-a".into(), group: mark.link_group(), ..FoundLink::default() };
+    let name = known.name.clone();
+    let ongoing = [None, Some(Busy::Making(name.clone()))]
+        .into_iter()
+        .chain([Busy::Changing(7), Busy::Addressing(7), Busy::Removing(7), Busy::Setting(7)].map(Some));
+    for busy in ongoing {
+        let scope = Scope {
+            known: [(7, known.clone())].into(),
+            names: [name.clone()].into(),
+            own_port: 99,
+            added: BTreeSet::new(),
+            busy,
+        };
+        for message in messages(datagram) {
+            let part = classify(&message, &scope, mark);
+            assert!(part.is_none() || message.port != scope.own_port, "our own change woke us");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::Emitable;

@@ -74,7 +74,7 @@ impl FoundRoute {
 }
 
 /// Reads an `RTM_NEWROUTE`; `None` when it is not one.
-fn parse(kind: u16, body: &[u8]) -> Option<FoundRoute> {
+pub(super) fn parse(kind: u16, body: &[u8]) -> Option<FoundRoute> {
     if kind != RTM_NEWROUTE {
         return None;
     }

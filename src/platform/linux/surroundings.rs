@@ -101,7 +101,7 @@ async fn output_towards(route: &mut Channel, destination: IpAddr) -> Result<Opti
 }
 
 /// The link of an answer; nothing when packets are refused.
-fn parse_output(kind: u16, body: &[u8]) -> Option<Option<u32>> {
+pub(super) fn parse_output(kind: u16, body: &[u8]) -> Option<Option<u32>> {
     if kind != RTM_NEWROUTE {
         return None;
     }

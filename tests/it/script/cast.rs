@@ -12,7 +12,7 @@ use overlayd::{
     object::{Family, Key, Setting, Spec},
 };
 
-use super::language::{Step, parsed};
+use super::language::{Step, Stop, chosen, parsed};
 use crate::world::{cidr, mark};
 
 /// The links of a segment, also after it has gone.
@@ -34,7 +34,13 @@ pub struct Actor {
 
 impl Actor {
     pub fn id(&self) -> AttachmentId {
-        AttachmentId::Container(Pid::new(self.netns.pid).unwrap())
+        AttachmentId::Container(Pid::new(self.netns.pid).expect("a stage gives pids that there are"))
+    }
+
+    /// The host's ends of its pairs: on its segment, and on the slice.
+    fn ports(&self) -> (IfName, IfName) {
+        let Some([segment, global]) = self.id().links() else { unreachable!("a container has links") };
+        (segment, global)
     }
 }
 
@@ -74,66 +80,94 @@ impl Cast {
         &self.device
     }
 
-    #[track_caller]
-    pub fn actor(&self, step: &Step, name: &str) -> &Actor {
-        self.actors.get(name).unwrap_or_else(|| panic!("line {}: no container {name}", step.line))
+    /// # Errors
+    /// [`Stop::Wrong`] when no container of this name has begun.
+    pub fn actor(&self, step: &Step, name: &str) -> Result<&Actor, Stop> {
+        self.actors.get(name).ok_or_else(|| step.wrong(format_args!("no container {name} has begun")))
     }
 
-    #[track_caller]
-    pub fn bridge(&self, step: &Step, segment: &str) -> IfName {
-        let links = self.segments.get(segment);
-        links.unwrap_or_else(|| panic!("line {}: no segment {segment}", step.line)).bridge.clone()
-    }
-
-    fn port(&self, step: &Step, name: &str, end: usize) -> IfName {
-        self.actor(step, name).id().links().unwrap()[end].clone()
-    }
-
-    fn link(&self, step: &Step, words: &[&str]) -> IfName {
-        match words {
-            [] => self.device.clone(),
-            ["bridge", segment] => self.bridge(step, segment),
-            ["way-out", name] => parsed(step, name),
-            ["port" | "inside", name] => self.port(step, name, 0),
-            ["port" | "inside", name, "global"] => self.port(step, name, 1),
-            ["segment", segment] => {
-                let own = self.segments.get(*segment).and_then(|links| links.device.clone());
-                own.unwrap_or_else(|| panic!("line {}: {segment} has no device of its own", step.line))
+    /// The youngest of the processes that have had a container's pid.
+    ///
+    /// # Errors
+    /// [`Stop::Wrong`] when there is no such container, or the pid is in use.
+    pub fn last_with_pid_of(&self, step: &Step, name: &str) -> Result<&Netns, Stop> {
+        let mut last = self.actor(step, name)?;
+        for actor in self.actors.values().filter(|actor| actor.netns.pid == last.netns.pid) {
+            if !actor.has_ended {
+                return Err(step.wrong(format_args!("the pid of {name} is in use")));
             }
-            _ => panic!("line {}: unknown link {words:?}", step.line),
+            if actor.netns.start_time > last.netns.start_time {
+                last = actor;
+            }
         }
+        Ok(&last.netns)
+    }
+
+    /// # Errors
+    /// [`Stop::Wrong`] when there was no segment of this name.
+    pub fn bridge(&self, step: &Step, segment: &str) -> Result<IfName, Stop> {
+        Ok(self.segment(step, segment)?.bridge.clone())
+    }
+
+    fn segment(&self, step: &Step, segment: &str) -> Result<&Links, Stop> {
+        self.segments.get(segment).ok_or_else(|| step.wrong(format_args!("there was no segment {segment}")))
+    }
+
+    fn link(&self, step: &Step, words: &[&str]) -> Result<IfName, Stop> {
+        Ok(match words {
+            [] => self.device.clone(),
+            ["bridge", segment] => self.bridge(step, segment)?,
+            ["way-out", name] => parsed(step, name)?,
+            ["port" | "inside", name] => self.actor(step, name)?.ports().0,
+            ["port" | "inside", name, "global"] => self.actor(step, name)?.ports().1,
+            ["segment", segment] => {
+                let own = self.segment(step, segment)?.device.clone();
+                own.ok_or_else(|| step.wrong(format_args!("{segment} has no device of its own")))?
+            }
+            _ => {
+                return Err(step.malformed(
+                    "a link is nothing for the node's device, or bridge SEGMENT, segment SEGMENT, port NAME [global] or way-out NAME",
+                ));
+            }
+        })
     }
 
     /// The object that the words mean.
-    pub fn object(&self, step: &Step, words: &[&str]) -> Key {
-        match words {
-            ["link", of @ ..] => Key::Link(self.link(step, of)),
-            ["device", of @ ..] => Key::Device(self.link(step, of)),
-            ["bridge" | "port", ..] => Key::Link(self.link(step, words)),
-            ["inside", ..] => Key::Inside(self.link(step, words)),
+    ///
+    /// # Errors
+    /// [`Stop::Malformed`] when they are no object, [`Stop::Wrong`] when nothing is called so.
+    pub fn object(&self, step: &Step, words: &[&str]) -> Result<Key, Stop> {
+        Ok(match words {
+            ["link", of @ ..] => Key::Link(self.link(step, of)?),
+            ["device", of @ ..] => Key::Device(self.link(step, of)?),
+            ["bridge" | "port", ..] => Key::Link(self.link(step, words)?),
+            ["inside", ..] => Key::Inside(self.link(step, words)?),
             ["setting"] if self.cluster.is_ipv4() => self.setting(Setting::Ipv4RpFilter),
             ["setting"] => self.setting(Setting::Ipv6AcceptRa),
             ["setting", name, of @ ..] => {
-                let setting = Setting::ALL.into_iter().find(|setting| setting.path().1 == *name);
-                let setting = setting.unwrap_or_else(|| panic!("line {}: no setting {name}", step.line));
-                Key::Sysctl { link: self.link(step, of), setting }
+                let setting = chosen(step, name, &Setting::ALL, |setting| setting.path().1)?;
+                Key::Sysctl { link: self.link(step, of)?, setting }
             }
             ["route"] => Key::Route { destination: self.cluster, metric: mark().route_metric() },
             ["route", destination] => {
-                Key::Route { destination: parsed(step, destination), metric: mark().route_metric() }
+                Key::Route { destination: parsed(step, destination)?, metric: mark().route_metric() }
             }
             ["fallback"] => Key::Route { destination: self.cluster, metric: mark().fallback_metric() },
             ["address", address, of @ ..] => {
-                let address: IpNet = parsed(step, address);
-                Key::Address { link: self.link(step, of), address }
+                let address: IpNet = parsed(step, address)?;
+                Key::Address { link: self.link(step, of)?, address }
             }
-            ["peer", name] => Key::Peer { device: self.device.clone(), public_key: named(name) },
+            ["peer", name] => Key::Peer { device: self.device.clone(), public_key: named(step, name)? },
             ["firewall"] => Key::Ruleset,
-            ["member", who] => Key::Member(self.address(step, who, 0)),
-            ["member", who, "global"] => Key::Member(self.address(step, who, 1)),
-            ["guest", family] => Key::Guest(self::family(step, family)),
-            _ => panic!("line {}: unknown object {words:?}", step.line),
-        }
+            ["member", who] => Key::Member(self.address(step, who, 0)?),
+            ["member", who, "global"] => Key::Member(self.address(step, who, 1)?),
+            ["guest", family] => Key::Guest(self::family(step, family)?),
+            _ => {
+                return Err(step.malformed(
+                    "an object is link, bridge, port, device, setting, route, fallback, address A/P, peer NAME, inside NAME, firewall, member NAME or guest FAMILY",
+                ));
+            }
+        })
     }
 
     fn setting(&self, setting: Setting) -> Key {
@@ -141,15 +175,12 @@ impl Cast {
     }
 
     /// An address as it is written, or that of a container: the first on its segment, or the first on the slice.
-    fn address(&self, step: &Step, who: &str, which: usize) -> IpAddr {
-        match self.actors.get(who) {
-            Some(actor) => {
-                let of_one_family = actor.addresses.iter().filter(|ip| ip.is_ipv4() == actor.addresses[0].is_ipv4());
-                let found = of_one_family.copied().nth(which);
-                found.unwrap_or_else(|| panic!("line {}: {who} has no such address", step.line))
-            }
-            None => parsed(step, who),
-        }
+    fn address(&self, step: &Step, who: &str, which: usize) -> Result<IpAddr, Stop> {
+        let Some(actor) = self.actors.get(who) else { return parsed(step, who) };
+        let is_first_family =
+            |ip: &&IpAddr| actor.addresses.first().is_some_and(|first| first.is_ipv4() == ip.is_ipv4());
+        let found = actor.addresses.iter().filter(is_first_family).nth(which).copied();
+        found.ok_or_else(|| step.wrong(format_args!("{who} has no such address")))
     }
 
     /// Objects as text in which containers stand by their names: two kernels give them other numbers.
@@ -170,22 +201,31 @@ fn named_in(text: &str, name: &str, actor: &Actor) -> String {
 }
 
 /// The key of a peer of this name: the name itself, filled up.
-pub fn named(name: &str) -> WgPublicKey {
+///
+/// # Errors
+/// [`Stop::Malformed`] when it is too long, or not to be read.
+pub fn named(step: &Step, name: &str) -> Result<WgPublicKey, Stop> {
     let mut bytes = [0x5A; 32];
-    let text = name.as_bytes();
-    bytes[..text.len()].copy_from_slice(text);
-    WgPublicKey::from_bytes(bytes)
+    match bytes.get_mut(..name.len()).filter(|_| name.bytes().all(|byte| byte.is_ascii_graphic())) {
+        Some(front) => front.copy_from_slice(name.as_bytes()),
+        None => return Err(step.malformed("a peer's name has at most 32 letters, digits and signs of ASCII")),
+    }
+    Ok(WgPublicKey::from_bytes(bytes))
 }
 
-pub fn family(step: &Step, word: &str) -> Family {
-    let family = Family::ALL.into_iter().find(|family| family.word() == word);
-    family.unwrap_or_else(|| panic!("line {}: no family {word}", step.line))
+/// # Errors
+/// [`Stop::Malformed`].
+pub fn family(step: &Step, word: &str) -> Result<Family, Stop> {
+    chosen(step, word, &Family::ALL, Family::word)
 }
 
 /// A list of things, or `none`.
-pub fn list<T: Ord + std::str::FromStr<Err: std::fmt::Display>>(step: &Step, text: &str) -> BTreeSet<T> {
+///
+/// # Errors
+/// [`Stop::Malformed`].
+pub fn list<T: Ord + std::str::FromStr<Err: std::fmt::Display>>(step: &Step, text: &str) -> Result<BTreeSet<T>, Stop> {
     match text {
-        "none" => BTreeSet::new(),
+        "none" => Ok(BTreeSet::new()),
         list => list.split(',').map(|one| parsed(step, one)).collect(),
     }
 }

@@ -9,101 +9,109 @@ use overlayd::{
 
 use super::{
     cast::{Cast, list, named},
-    language::{Step, parsed},
+    language::{Step, Stop, chosen, parsed, setting},
 };
 use crate::world::overlay;
 
 /// The edit that the words of a step are.
-pub fn the_edit(step: &Step, words: &[&str], cast: &Cast, document: &Document) -> Edit {
-    match words {
-        ["ensure", "overlay"] => ensure_overlay(step),
+///
+/// # Errors
+/// [`Stop::Malformed`] when they are none, [`Stop::Wrong`] when they are about somebody who is not there.
+pub fn the_edit(step: &Step, words: &[&str], cast: &Cast, document: &Document) -> Result<Edit, Stop> {
+    Ok(match words {
+        ["ensure", "overlay"] => ensure_overlay(step)?,
         ["remove", "overlay"] => Edit::RemoveOverlay,
-        ["ensure" | "remove", "peer" | "allowed-ip", ..] => of_peers(step, words),
+        ["ensure" | "remove", "peer" | "allowed-ip", ..] => of_peers(step, words)?,
         ["ensure", "segment", name] => {
-            Edit::EnsureSegment { service: parsed(step, name), mode: mode(step), fresh: fresh(document) }
+            Edit::EnsureSegment { service: parsed(step, name)?, mode: mode(step)?, fresh: fresh(document) }
         }
-        ["remove", "segment", name] => Edit::RemoveSegment(parsed(step, name)),
+        ["remove", "segment", name] => Edit::RemoveSegment(parsed(step, name)?),
         ["prune"] => {
             let live: Vec<&str> = step.setting("live").map(|names| names.split(',').collect()).unwrap_or_default();
-            Edit::Prune(live.into_iter().map(|segment| cast.bridge(step, segment)).collect())
+            Edit::Prune(live.into_iter().map(|segment| cast.bridge(step, segment)).collect::<Result<_, _>>()?)
         }
         ["attach", name, "to", segment] => Edit::Attach(AttachRequest {
-            subject: Subject::Container(cast.actor(step, name).netns.clone()),
-            service: parsed(step, segment),
+            subject: Subject::Container(cast.actor(step, name)?.netns.clone()),
+            service: parsed(step, segment)?,
             join_global: step.setting("global") == Some("yes"),
             ephemeral: step.setting("ephemeral") == Some("yes"),
-            isolation_network: step.setting("isolation").map(|network| parsed(step, network)),
+            isolation_network: step.setting("isolation").map(|network| parsed(step, network)).transpose()?,
             dns_server: None,
             dns_domain: Default::default(),
         }),
-        ["detach", name] => Edit::Detach(cast.actor(step, name).id()),
+        ["detach", name] => Edit::Detach(cast.actor(step, name)?.id()),
         ["withdraw", name] => {
-            let id = cast.actor(step, name).id();
+            let id = cast.actor(step, name)?.id();
             let record = document.attachments().get(&id);
-            let since = record.unwrap_or_else(|| panic!("line {}: {name} is not attached", step.line)).since;
+            let since = record.ok_or_else(|| step.wrong(format_args!("{name} is not attached")))?.since;
             Edit::Withdraw { id, since }
         }
         ["publish", name, port] => Edit::EnsureForward {
-            id: cast.actor(step, name).id(),
+            id: cast.actor(step, name)?.id(),
             forward: Forward {
-                protocol: protocol(step),
-                port: parsed(step, port),
-                host_port: step.setting("at").map_or(0, |port| parsed(step, port)),
+                protocol: protocol(step)?,
+                port: parsed(step, port)?,
+                host_port: setting(step, "at", 0)?,
             },
         },
-        ["unpublish", name, port] => {
-            Edit::RemoveForward { id: cast.actor(step, name).id(), protocol: protocol(step), port: parsed(step, port) }
-        }
-        _ => panic!("line {}: unknown edit {words:?}", step.line),
-    }
-}
-
-fn ensure_overlay(step: &Step) -> Edit {
-    let plain = overlay();
-    Edit::EnsureOverlay(OverlayRequest {
-        instance: step.setting("instance").map_or(plain.instance.clone(), |text| parsed(step, text)),
-        cluster: step.setting("cluster").map_or(plain.cluster, |text| parsed(step, text)),
-        slice: match step.setting("slice") {
-            Some("none") => None,
-            Some(text) => Some(parsed(step, text)),
-            None => plain.slice,
+        ["unpublish", name, port] => Edit::RemoveForward {
+            id: cast.actor(step, name)?.id(),
+            protocol: protocol(step)?,
+            port: parsed(step, port)?,
         },
-        port: step.setting("port").map_or(plain.port, |text| parsed(step, text)),
-        ..plain
+        _ => return Err(step.malformed("no such edit; write one of the first block in tests/it/script/language.rs")),
     })
 }
 
-fn of_peers(step: &Step, words: &[&str]) -> Edit {
+fn ensure_overlay(step: &Step) -> Result<Edit, Stop> {
+    let plain = overlay();
+    Ok(Edit::EnsureOverlay(OverlayRequest {
+        instance: setting(step, "instance", plain.instance.clone())?,
+        cluster: setting(step, "cluster", plain.cluster)?,
+        slice: match step.setting("slice") {
+            Some("none") => None,
+            Some(text) => Some(parsed(step, text)?),
+            None => plain.slice,
+        },
+        port: setting(step, "port", plain.port)?,
+        ..plain
+    }))
+}
+
+fn of_peers(step: &Step, words: &[&str]) -> Result<Edit, Stop> {
     let scope = PeerScope::Node;
-    match words {
+    Ok(match words {
         ["ensure", "peer", name] => Edit::EnsurePeer(PeerRequest {
             scope,
-            public_key: named(name),
-            endpoint: step.setting("endpoint").filter(|text| *text != "none").map(|text| parsed(step, text)),
-            allowed_ips: list(step, step.setting("ips").unwrap_or("none")),
-            keepalive: step.setting("keepalive").map_or(25, |text| parsed(step, text)),
+            public_key: named(step, name)?,
+            endpoint: match step.setting("endpoint") {
+                Some("none") | None => None,
+                Some(text) => Some(parsed(step, text)?),
+            },
+            allowed_ips: list(step, step.setting("ips").unwrap_or("none"))?,
+            keepalive: setting(step, "keepalive", 25)?,
             candidates: Vec::new(),
         }),
-        ["remove", "peer", name] => Edit::RemovePeer { scope, peer: named(name) },
+        ["remove", "peer", name] => Edit::RemovePeer { scope, peer: named(step, name)? },
         ["ensure", "allowed-ip", name, net] => {
-            Edit::EnsureAllowedIp { scope, peer: named(name), allowed_ip: parsed(step, net) }
+            Edit::EnsureAllowedIp { scope, peer: named(step, name)?, allowed_ip: parsed(step, net)? }
         }
         ["remove", "allowed-ip", name, net] => {
-            Edit::RemoveAllowedIp { scope, peer: named(name), allowed_ip: parsed(step, net) }
+            Edit::RemoveAllowedIp { scope, peer: named(step, name)?, allowed_ip: parsed(step, net)? }
         }
-        _ => panic!("line {}: unknown edit {words:?}", step.line),
-    }
+        _ => return Err(step.malformed("peer takes a NAME, and allowed-ip a NAME and a NET")),
+    })
 }
 
-fn mode(step: &Step) -> SegmentMode {
-    let word = step.setting("mode").unwrap_or("auto");
+fn mode(step: &Step) -> Result<SegmentMode, Stop> {
     let all = [SegmentMode::Auto, SegmentMode::Shared, SegmentMode::Dedicated, SegmentMode::Isolated];
-    let mode = all.into_iter().find(|mode| mode.word() == word);
-    mode.unwrap_or_else(|| panic!("line {}: no mode {word}", step.line))
+    chosen(step, step.setting("mode").unwrap_or("auto"), &all, SegmentMode::word)
 }
 
-pub fn protocol(step: &Step) -> Protocol {
-    step.setting("protocol").map_or(Protocol::Tcp, |word| parsed(step, word))
+/// # Errors
+/// [`Stop::Malformed`].
+pub fn protocol(step: &Step) -> Result<Protocol, Stop> {
+    setting(step, "protocol", Protocol::Tcp)
 }
 
 /// A key that this document has not seen.

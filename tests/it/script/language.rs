@@ -59,12 +59,53 @@
 //! guest ipv4|ipv6               networks: our rules in another program's forward chain
 //! ```
 
-use std::{collections::BTreeMap, fmt::Display, str::FromStr};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display},
+    str::FromStr,
+    time::Duration,
+};
+
+use super::stage::Unsupported;
+
+/// Most steps of one story; the longest in `fixtures/scripts` has about fifty.
+const STEPS_MAX: usize = 200;
+/// Longest time that is named in a story: a clock has to survive two hundred of them.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Why a story does not go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// The stage has no way to do that.
+    Unsupported(&'static str),
+    /// It is no step: what to write instead.
+    Malformed(String),
+    /// The document refuses the edit.
+    Refused(String),
+    /// It is not as the story says.
+    Wrong(String),
+}
+
+impl Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::Unsupported(what) => write!(f, "the stage cannot do it: {what}"),
+            Stop::Malformed(text) | Stop::Refused(text) | Stop::Wrong(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<Unsupported> for Stop {
+    fn from(missing: Unsupported) -> Self {
+        Stop::Unsupported(missing.0)
+    }
+}
 
 /// One line: where it stands, its plain words and its settings.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Step {
     pub line: usize,
+    /// At least one.
     pub words: Vec<String>,
     pub settings: BTreeMap<String, String>,
 }
@@ -78,13 +119,35 @@ impl Step {
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.settings.get(name).map(String::as_str)
     }
+
+    pub(super) fn malformed(&self, instead: &str) -> Stop {
+        Stop::Malformed(format!("line {}: {:?}: {instead}", self.line, self.shape()))
+    }
+
+    pub(super) fn refused(&self, refusal: &impl Display) -> Stop {
+        Stop::Refused(format!("line {}: the document refuses it: {refusal}", self.line))
+    }
+
+    pub(super) fn wrong(&self, why: fmt::Arguments<'_>) -> Stop {
+        Stop::Wrong(format!("line {}: {:?}: {why}", self.line, self.shape()))
+    }
 }
 
 /// The steps of a script, without its comments.
-pub fn parse(text: &str) -> Vec<Step> {
+///
+/// # Errors
+/// [`Stop::Malformed`] for a line without a plain word, and for a story that is too long.
+pub fn parse(text: &str) -> Result<Vec<Step>, Stop> {
     let meaning = |line: &str| line.split('#').next().unwrap_or_default().trim().to_owned();
     let lines = text.lines().enumerate().map(|(at, line)| (at + 1, meaning(line)));
-    lines.filter(|(_, line)| !line.is_empty()).map(|(line, text)| step(line, &text)).collect()
+    let steps: Vec<Step> = lines.filter(|(_, line)| !line.is_empty()).map(|(line, text)| step(line, &text)).collect();
+    if let Some(step) = steps.iter().find(|step| step.words.is_empty()) {
+        return Err(step.malformed("a step begins with a word; settings come after it"));
+    }
+    match steps.get(STEPS_MAX) {
+        Some(step) => Err(step.malformed(&format!("a story has at most {STEPS_MAX} steps; split it"))),
+        None => Ok(steps),
+    }
 }
 
 fn step(line: usize, text: &str) -> Step {
@@ -99,30 +162,67 @@ fn step(line: usize, text: &str) -> Step {
 }
 
 /// A word as what it is meant to be.
-pub fn parsed<T: FromStr<Err: Display>>(step: &Step, text: &str) -> T {
-    text.parse().unwrap_or_else(|error| panic!("line {}: {text:?}: {error}", step.line))
+///
+/// # Errors
+/// [`Stop::Malformed`].
+pub fn parsed<T: FromStr<Err: Display>>(step: &Step, text: &str) -> Result<T, Stop> {
+    text.parse().map_err(|error| step.malformed(&format!("{text:?}: {error}")))
 }
 
-/// `200ms`, `30s` or `2m`.
-pub fn duration(text: &str) -> std::time::Duration {
-    use std::time::Duration;
+/// A setting as what it stands for, or `otherwise` where it is not there.
+///
+/// # Errors
+/// [`Stop::Malformed`].
+pub fn setting<T: FromStr<Err: Display>>(step: &Step, name: &str, otherwise: T) -> Result<T, Stop> {
+    step.setting(name).map_or(Ok(otherwise), |text| parsed(step, text))
+}
+
+/// A word as the one of `all` that is called so.
+///
+/// # Errors
+/// [`Stop::Malformed`], with the words that there are.
+pub fn chosen<T: Copy>(step: &Step, word: &str, all: &[T], name: impl Fn(T) -> &'static str) -> Result<T, Stop> {
+    all.iter().copied().find(|one| name(*one) == word).ok_or_else(|| {
+        let names: Vec<&str> = all.iter().map(|one| name(*one)).collect();
+        step.malformed(&format!("{word:?} is none of {}", names.join(", ")))
+    })
+}
+
+/// `200ms`, `30s` or `2m`, up to a day.
+///
+/// # Errors
+/// [`Stop::Malformed`].
+pub fn duration(step: &Step, text: &str) -> Result<Duration, Stop> {
     let number = |unit: &str| text.strip_suffix(unit).and_then(|number| number.parse::<u64>().ok());
-    if let Some(milliseconds) = number("ms") {
-        Duration::from_millis(milliseconds)
+    let found = if let Some(milliseconds) = number("ms") {
+        Some(Duration::from_millis(milliseconds))
     } else if let Some(seconds) = number("s") {
-        Duration::from_secs(seconds)
-    } else if let Some(minutes) = number("m") {
-        Duration::from_secs(60 * minutes)
+        Some(Duration::from_secs(seconds))
     } else {
-        panic!("{text:?} is no duration; write 200ms, 30s or 2m")
-    }
+        number("m").and_then(|minutes| minutes.checked_mul(60)).map(Duration::from_secs)
+    };
+    found
+        .filter(|found| *found <= DURATION_MAX)
+        .ok_or_else(|| step.malformed(&format!("{text:?} is no duration; write 200ms, 30s or 2m, up to a day")))
 }
 
 #[test]
 fn a_line_is_words_and_settings_and_no_comment() {
-    let steps = parse("# a story\n\nensure peer b ips=10.0.0.0/8,::/0  keepalive=5 # why\n");
+    let steps = parse("# a story\n\nensure peer b ips=10.0.0.0/8,::/0  keepalive=5 # why\n").unwrap();
     assert_eq!(steps.len(), 1);
     assert_eq!((steps[0].line, steps[0].shape()), (3, vec!["ensure", "peer", "b"]));
     assert_eq!(steps[0].setting("keepalive"), Some("5"));
-    assert_eq!(duration("200ms") * 5, duration("1s"));
+    let of = |text| duration(&steps[0], text);
+    assert_eq!(of("200ms").unwrap() * 5, of("1s").unwrap());
+    for bad in ["", "5", "m", "-1s", "18446744073709551615m", "25000h", "1441m"] {
+        assert!(matches!(of(bad), Err(Stop::Malformed(_))), "{bad}");
+    }
+}
+
+#[test]
+fn a_line_that_is_no_step_is_named_with_what_to_write_instead() {
+    let Err(Stop::Malformed(why)) = parse("round\nips=none\n") else { panic!() };
+    assert!(why.starts_with("line 2: ") && why.contains("begins with a word"), "{why}");
+    assert!(parse(&"round\n".repeat(STEPS_MAX)).is_ok());
+    assert!(parse(&"round\n".repeat(STEPS_MAX + 1)).is_err());
 }

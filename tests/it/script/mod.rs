@@ -4,7 +4,8 @@
 //! itself be done to. Leaves the stories to `fixtures/scripts/`.
 //!
 //! The interpreter knows the node only through the stage and the [`Kernel`](overlayd::platform::Kernel) trait, so that the same story runs on
-//! the simulation and in a real network namespace. What a stage cannot do it answers with [`Unsupported`](stage::Unsupported).
+//! the simulation and in a real network namespace. Nothing that a story says is a panic: what stops it is a [`Stop`], and what a stage cannot
+//! do is [`Stop::Unsupported`].
 
 mod cast;
 mod edits;
@@ -15,6 +16,6 @@ mod play;
 mod sim;
 pub mod stage;
 
-pub use language::parse;
+pub use language::{Stop, parse};
 pub use play::Play;
 pub use sim::SimStage;

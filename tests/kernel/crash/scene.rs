@@ -261,7 +261,9 @@ impl Scene {
         let Ok(export) = serde_json::from_slice::<Value>(&output.stdout) else {
             return vec![format!("no document: {}", output.status)];
         };
+        // An address that rests is only remembered, until the next one is handed out.
         let records = export["records"].as_object().expect("an export has records").iter();
+        let records = records.filter(|(_, record)| record["state"] != "resting");
         let timeless = records.map(|(key, record)| {
             let mut record = record.clone();
             let fields = record.as_object_mut().expect("a record is an object");

@@ -10,8 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use overlayd::wire::{PeerScope, PeerSpec, Request};
 use serde_json::Value;
 
-use super::Chance;
-use crate::agent_process::peer_key;
+use crate::{agent_process::peer_key, dice::Dice};
 
 const PEERS: u16 = 2;
 const NAMES: u16 = 3;
@@ -39,7 +38,7 @@ pub struct Belongings {
 }
 
 impl Edit {
-    pub fn any(chance: &mut Chance) -> Self {
+    pub fn any(chance: &mut Dice) -> Self {
         let peer = u16::try_from(chance.below(PEERS.into())).unwrap();
         let name = u16::try_from(chance.below(NAMES.into())).unwrap();
         let number = u8::try_from(chance.below(20)).unwrap();

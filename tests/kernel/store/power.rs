@@ -27,12 +27,13 @@ use self::{
     tracer::{Following, STOPS_WITHIN},
 };
 use super::{
-    Chance, asked_for,
+    asked_for,
     belongings::{Belongings, Edit, belongings},
     export, isolated,
 };
 use crate::{
     agent_process::{Agent, within},
+    dice::Dice,
     lab::skip,
 };
 
@@ -46,12 +47,12 @@ const SAMPLE: usize = 50;
 #[derive(Default, Clone)]
 struct Client {
     edits: Vec<Edit>,
-    chance: Option<Chance>,
+    chance: Option<Dice>,
 }
 
 impl Client {
     fn send(&mut self, number: u16, agent: &Agent<'_>, count: usize) {
-        let chance = self.chance.get_or_insert(Chance(77 + u64::from(number)));
+        let chance = self.chance.get_or_insert(Dice::of(77, number.into()));
         let mut connection = agent.raw();
         for _ in 0..count {
             let edit = Edit::any(chance);
@@ -197,7 +198,7 @@ fn after_a_power_cut_at_any_moment_the_agent_starts_and_has_all_that_it_confirme
         }
         let mut agent = Agent::without_device("a");
         let (ops, told) = recorded(&mut agent);
-        let (begun, mut chance) = (Instant::now(), Chance(asked_for("OVERLAYD_POWER_SEED", 1)));
+        let (begun, mut chance) = (Instant::now(), Dice::of(asked_for("OVERLAYD_POWER_SEED", 1), 0));
         let moments = moments(&ops);
         let (mut cuts, mut starts) = (0, 0);
         for (turn, moment) in moments.iter().enumerate() {

@@ -18,11 +18,14 @@ use std::{
 use overlayd::wire::Response;
 
 use super::{
-    Chance, asked_for,
+    asked_for,
     belongings::{Belongings, Edit, belongings},
     export, isolated,
 };
-use crate::agent_process::{Agent, PATIENCE, Raw, within};
+use crate::{
+    agent_process::{Agent, PATIENCE, Raw, within},
+    dice::Dice,
+};
 
 const CLIENTS: u16 = 64;
 
@@ -72,7 +75,7 @@ impl Gate {
 /// One client: what it was told is kept, and what it was not told about.
 struct Writer {
     number: u16,
-    chance: Chance,
+    chance: Dice,
     kept: Belongings,
     open: Option<Edit>,
     /// Edits that changed something.
@@ -143,17 +146,17 @@ fn start(agent: &mut Agent<'_>, tally: &mut Tally) {
 }
 
 /// Lets the clients in and kills the agent at some moment.
-fn kill_under_load(agent: &mut Agent<'_>, gate: &Gate, chance: &mut Chance) {
+fn kill_under_load(agent: &mut Agent<'_>, gate: &Gate, chance: &mut Dice) {
     gate.set(|state| (state.is_open, state.calls_back) = (true, false));
-    let enough = gate.answers.load(Ordering::Relaxed) + 1 + chance.below(1200);
+    let enough = gate.answers.load(Ordering::Relaxed) + 1 + chance.below(1200) as u64;
     assert!(within(PATIENCE, || gate.answers.load(Ordering::Relaxed) >= enough), "{}", agent.log_end());
-    let pause = Duration::from_micros(chance.below(4000));
-    let is_paused = chance.below(3) == 0;
+    let pause = Duration::from_micros(chance.below(4000) as u64);
+    let is_paused = chance.one_in(3);
     if is_paused {
         gate.set(|state| (state.is_open, state.calls_back) = (false, true));
         gate.gather();
         // The journal is folded 200 ms after the last edit.
-        std::thread::sleep(Duration::from_millis(195 + chance.below(30)));
+        std::thread::sleep(Duration::from_millis(195 + chance.below(30) as u64));
     }
     std::thread::sleep(pause);
     gate.set(|state| state.is_open = false);
@@ -161,21 +164,21 @@ fn kill_under_load(agent: &mut Agent<'_>, gate: &Gate, chance: &mut Chance) {
     gate.gather();
 }
 
-fn kill_at_start(agent: &mut Agent<'_>, chance: &mut Chance) {
+fn kill_at_start(agent: &mut Agent<'_>, chance: &mut Dice) {
     agent.spawn();
-    std::thread::sleep(Duration::from_micros(chance.below(60_000)));
+    std::thread::sleep(Duration::from_micros(chance.below(60_000) as u64));
     agent.kill();
 }
 
 fn kill_again_and_again(agent: &mut Agent<'_>, gate: &Gate, writers: &[Mutex<Writer>]) -> Tally {
-    let (kills, mut chance, mut tally) = (asked_for("OVERLAYD_STORE_KILLS", 20), Chance(5), Tally::default());
+    let (kills, mut chance, mut tally) = (asked_for("OVERLAYD_STORE_KILLS", 20), Dice::of(5, 0), Tally::default());
     agent.start();
     gate.gather();
     while tally.kills < kills {
         kill_under_load(agent, gate, &mut chance);
         tally.kills += 1;
         inspect(agent, writers, &mut tally);
-        if chance.below(4) == 0 {
+        if chance.one_in(4) {
             kill_at_start(agent, &mut chance);
             tally.kills += 1;
             inspect(agent, writers, &mut tally);
@@ -193,7 +196,7 @@ fn nothing_answered_is_lost_when_64_clients_write_and_the_agent_is_killed_again_
         let gate = Gate::default();
         let writer = |number: u16| Writer {
             number,
-            chance: Chance(number.into()),
+            chance: Dice::of(0, number.into()),
             kept: Belongings::default(),
             open: None,
             changes: 0,

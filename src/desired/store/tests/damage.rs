@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::super::{Contents, Report, Store, StoreError, check, read_only, recover};
+use super::super::{
+    Contents, Entry, Report, Store, StoreError, check, contents_of as contents_of_copy, import, read_only, recover,
+};
 use super::{copy_dir, entry, expected, open};
 use crate::clock::UnixTime;
 
@@ -316,4 +318,22 @@ fn a_journal_that_lost_its_end_goes_on_from_the_checkpoint_with_a_known_gap() {
     let opened = open(&dir).unwrap();
     assert_eq!(opened.contents.records, expected(LAST + 1).records);
     assert!(opened.notes.is_empty(), "{:?}", opened.notes);
+}
+
+#[test]
+fn a_copy_of_a_generation_that_was_never_given_out_is_refused_before_it_becomes_a_store_without_a_next_one() {
+    let work = fast_dir();
+    let copy = |generation: u64| {
+        format!(r#"{{"format":"overlayd-export 1","generation":{generation},"records":{{"node":{{}}}}}}"#)
+    };
+    for bad in [u64::MAX, 1 << 63, (1 << 62) + 1] {
+        assert!(matches!(contents_of_copy(&copy(bad)), Err(StoreError::BadCopy { .. })), "{bad}");
+        assert!(matches!(import(work.path(), &copy(bad), UnixTime(1)), Err(StoreError::BadCopy { .. })), "{bad}");
+        assert!(files(work.path()).is_empty());
+    }
+    import(work.path(), &copy(1 << 62), UnixTime(1)).unwrap();
+    let mut store = open(work.path()).unwrap().store;
+    store.commit(&[Entry { generation: (1 << 62) + 1, ..entry(2) }]).unwrap();
+    store.close().unwrap();
+    assert_eq!(contents_of(work.path()).generation, (1 << 62) + 1);
 }

@@ -141,8 +141,8 @@ pub(super) fn far_end(kernel: &mut Conversation, host: HostEnd) -> Result<FoundL
 
 /// A route of the main table in a container.
 #[derive(Debug)]
-pub(super) struct SeenRoute {
-    pub(super) route: InsideRoute,
+pub(in crate::platform::linux) struct SeenRoute {
+    pub(in crate::platform::linux) route: InsideRoute,
     pub(super) output: Option<u32>,
     pub(super) metric: u32,
     pub(super) protocol: u8,
@@ -173,7 +173,7 @@ pub(super) fn routes(kernel: &mut Conversation, is_ipv4: bool, link: Option<u32>
     }
 }
 
-fn parse_route(kind: u16, body: &[u8]) -> Option<(u32, SeenRoute)> {
+pub(in crate::platform::linux) fn parse_route(kind: u16, body: &[u8]) -> Option<(u32, SeenRoute)> {
     if kind != RTM_NEWROUTE {
         return None;
     }

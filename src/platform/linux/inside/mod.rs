@@ -18,4 +18,8 @@ mod reverse_path;
 mod visitor;
 
 pub(super) use front::InsideLook;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use look::parse_route;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use reverse_path::parse_filter;
 pub(super) use visitor::Visits;

@@ -63,9 +63,11 @@ fn try_to_loosen(kernel: &mut Conversation, link: &FoundLink) -> Result<(), Faul
 
 fn filter(kernel: &mut Conversation, of: i32) -> Result<u32, Fault> {
     let request = Body::new(AF_INET, &Attributes::default().bytes(NETCONFA_IFINDEX, &of.to_ne_bytes()));
-    kernel.get(RTM_GETNETCONF, &request, |kind, body| {
-        let body = body.get(NETCONFMSG..).filter(|_| kind == RTM_NEWNETCONF)?;
-        let mut attributes = NlasIterator::new(body).flatten();
-        u32_at(attributes.find(|attribute| attribute.kind() == NETCONFA_RP_FILTER)?.value(), 0)
-    })
+    kernel.get(RTM_GETNETCONF, &request, parse_filter)
+}
+
+pub(in crate::platform::linux) fn parse_filter(kind: u16, body: &[u8]) -> Option<u32> {
+    let body = body.get(NETCONFMSG..).filter(|_| kind == RTM_NEWNETCONF)?;
+    let mut attributes = NlasIterator::new(body).flatten();
+    u32_at(attributes.find(|attribute| attribute.kind() == NETCONFA_RP_FILTER)?.value(), 0)
 }

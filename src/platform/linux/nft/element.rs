@@ -218,10 +218,11 @@ fn networks(ends: &mut dyn Iterator<Item = &Element>) -> Option<BTreeSet<Cidr>> 
         if begin.end {
             return None;
         }
-        let bits = u32::try_from(begin.key.len() * 8).ok()?;
+        let network = address(&begin.key)?;
+        let bits: u32 = if network.is_ipv4() { 32 } else { 128 };
         let first = number(&begin.key);
         let size = match rest.peek() {
-            Some(end) if end.set == begin.set && end.end => number(&rest.next()?.key) - first,
+            Some(end) if end.set == begin.set && end.end => number(&rest.next()?.key).checked_sub(first)?,
             Some(next) if next.set == begin.set => return None,
             Some(_) | None if bits == 128 => 0_u128.wrapping_sub(first),
             Some(_) | None => (1 << bits) - first,
@@ -229,7 +230,7 @@ fn networks(ends: &mut dyn Iterator<Item = &Element>) -> Option<BTreeSet<Cidr>> 
         // A size of zero is the whole of IPv6.
         let prefix = if size == 0 { 0 } else { bits.checked_sub(size.trailing_zeros())? };
         let whole = size == 0 || size.is_power_of_two();
-        let cidr: Cidr = format!("{}/{prefix}", address(&begin.key)?).parse().ok()?;
+        let cidr: Cidr = format!("{network}/{prefix}").parse().ok()?;
         all.insert(whole.then_some(cidr)?);
     }
     Some(all)
@@ -278,6 +279,18 @@ mod tests {
         elements.remove(&end);
         elements.insert(Element { key: vec![11, 0, 0, 1], ..end });
         assert!(!to_ruleset(&elements).intact);
+    }
+
+    #[test]
+    fn a_range_of_keys_that_are_no_addresses_or_that_ends_before_it_begins_is_not_ours() {
+        let element = |key: &[u8], end| Element { end, ..Element::new(Half::Inet, "overlay4", key.to_vec()) };
+        for elements in [
+            vec![element(&[0; 17], false)],
+            vec![element(&[], false)],
+            vec![element(&[10, 0, 0, 0], false), element(&[11], true)],
+        ] {
+            assert!(!to_ruleset(&elements.into_iter().collect()).intact);
+        }
     }
 
     #[test]

@@ -452,7 +452,7 @@ impl Firewall {
     pub(in crate::platform::linux) const REPORTED: [Subsystem; 2] = [Subsystem::Ruleset, Subsystem::Member];
 }
 
-fn encoded(element: &Element) -> Attributes {
+pub(super) fn encoded(element: &Element) -> Attributes {
     const RANGE_END: u32 = 1;
     let mut inner = Attributes::default().nest(1, &Attributes::default().bytes(1, &element.key));
     if let Some(network) = element.value {

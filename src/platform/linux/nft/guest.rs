@@ -207,7 +207,7 @@ fn expressions(network: &Cidr, end: End) -> Attributes {
 }
 
 /// Name of a chain of the filter table, and whether it drops what it does not know.
-fn chain(attributes: &[u8]) -> Option<(String, bool)> {
+pub(super) fn chain(attributes: &[u8]) -> Option<(String, bool)> {
     let drops = value(attributes, 4).is_some() && number(attributes, 5) == Some(POLICY_DROP);
     let name = if text(attributes, 1)? == TABLE { text(attributes, 3)? } else { String::new() };
     Some((name, drops))
@@ -224,4 +224,15 @@ fn rule(chain: &'static str, rule: &[u8]) -> Option<GuestRule> {
         comment: value(rule, 7).unwrap_or_default().to_vec(),
         leads_to,
     })
+}
+
+/// Reads a rule of either chain.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn check_rule(attributes: &[u8]) {
+    let mark = Mark::of_instance("/var/lib/overlayd");
+    let rules = [FORWARD, DOCKER_USER].into_iter().filter_map(|name| rule(name, attributes)).collect();
+    let host = Host { drops: true, rules };
+    let count = host.ours(mark).count();
+    assert!(host.networks(mark).len() <= count, "networks of no rule");
+    assert!([FORWARD, DOCKER_USER].contains(&host.chain()));
 }

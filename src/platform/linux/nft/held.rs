@@ -221,11 +221,13 @@ impl Held {
         }
     }
 
-    /// The same members with everything that belongs to them and nothing that does not.
+    /// The same members with everything that belongs to them and nothing that does not. An address of which neither port nor network is left
+    /// is no member: it would have no elements.
     pub(super) fn mended(&self) -> Self {
         let mut mended = Self::default();
-        let wanted = self.members.iter().map(|(address, spec)| (*address, Some(spec.clone()))).collect();
-        let change = mended.change(wanted);
+        let says_something = |spec: &MemberSpec| !spec.ports.is_empty() || spec.network.is_some();
+        let members = self.members.iter().filter(|(_, spec)| says_something(spec));
+        let change = mended.change(members.map(|(address, spec)| (*address, Some(spec.clone()))).collect());
         mended.accept(change);
         mended
     }
@@ -303,6 +305,14 @@ mod tests {
         for ports in ["veth-1-s", "veth-1-g,veth-1-s"] {
             without_each_of_its_elements(&spec(ports, 7));
         }
+    }
+
+    #[test]
+    fn an_address_of_which_neither_port_nor_network_is_left_is_not_mended_into_a_member_without_elements() {
+        let mut whole = Held::default();
+        set(&mut whole, "10.0.0.2", Some(spec("veth-1-s", 7)));
+        let torn = Held::new(whole.elements().filter(|element| element.set == "isolated4").cloned());
+        assert_eq!(torn.mended(), Held::default());
     }
 
     fn without_each_of_its_elements(member: &MemberSpec) {

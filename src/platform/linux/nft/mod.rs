@@ -14,6 +14,8 @@ mod element;
 mod encode;
 mod expression;
 mod firewall;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzz;
 mod guest;
 mod held;
 mod read;

@@ -107,18 +107,17 @@ async fn once(channel: &mut Channel, table: &str) -> Result<Look, Fault> {
 
 async fn table(channel: &mut Channel, half: Half, table: &str) -> Result<Option<TableSeen>, Fault> {
     let body = Body::new(half.family(), &Attributes::default().text(1, table));
-    let parse = |_: u16, body: &[u8]| {
-        let attributes = body.get(GENERIC..)?;
-        Some(TableSeen {
-            flags: number(attributes, 2)?,
-            comment: value(attributes, 6).map(<[u8]>::to_vec).unwrap_or_default(),
-        })
-    };
+    let parse = |_: u16, body: &[u8]| table_seen(body.get(GENERIC..)?);
     match channel.get(Verb::GetTable.kind(), &body, parse).await {
         Ok(seen) => Ok(Some(seen)),
         Err(fault) if fault.errno() == Some(Errno::ENOENT) => Ok(None),
         Err(fault) => Err(fault),
     }
+}
+
+pub(super) fn table_seen(attributes: &[u8]) -> Option<TableSeen> {
+    let comment = value(attributes, 6).map(<[u8]>::to_vec).unwrap_or_default();
+    Some(TableSeen { flags: number(attributes, 2)?, comment })
 }
 
 /// `networks`: those that a member of the halves so far leads to. Where no member has a port (guests have none) only the first half tells.
@@ -250,7 +249,7 @@ fn expected_chain(shape: &ChainShape) -> Vec<u8> {
 }
 
 /// A chain's table, and the rest of it as bytes.
-fn chain(attributes: &[u8]) -> Option<(String, Vec<u8>)> {
+pub(super) fn chain(attributes: &[u8]) -> Option<(String, Vec<u8>)> {
     let name = text(attributes, 3)?;
     let mut all = name.into_bytes();
     if let Some(hook) = value(attributes, 4) {
@@ -264,17 +263,17 @@ fn chain(attributes: &[u8]) -> Option<(String, Vec<u8>)> {
 }
 
 /// A rule's chain and comment.
-fn rule(attributes: &[u8]) -> Option<(String, Vec<u8>)> {
+pub(super) fn rule(attributes: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((text(attributes, 2)?, value(attributes, 7).map(<[u8]>::to_vec).unwrap_or_default()))
 }
 
-fn set(attributes: &[u8]) -> Option<(String, [u32; 4])> {
+pub(super) fn set(attributes: &[u8]) -> Option<(String, [u32; 4])> {
     let absent = |kind| number(attributes, kind).unwrap_or(0);
     Some((text(attributes, 2)?, [absent(3), absent(4), absent(5), absent(6)]))
 }
 
 /// The elements of one message; `None` when one of them cannot be read.
-fn elements(attributes: &[u8], half: Half, shape: &SetShape) -> Option<Vec<Element>> {
+pub(super) fn elements(attributes: &[u8], half: Half, shape: &SetShape) -> Option<Vec<Element>> {
     const RANGE_END: u32 = 1;
     // A set without elements answers with a message that has none.
     let list = value(attributes, 3).unwrap_or_default();

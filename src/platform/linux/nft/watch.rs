@@ -108,7 +108,7 @@ impl Watch {
 }
 
 /// The part that a notification concerns.
-fn concerned(message: &Message<'_>, table: &str) -> Option<Subsystem> {
+pub(super) fn concerned(message: &Message<'_>, table: &str) -> Option<Subsystem> {
     let (subsystem, kind) = (message.kind >> 8, message.kind & 0xff);
     if subsystem != SUBSYSTEM || kind == NEW_GENERATION {
         return None;

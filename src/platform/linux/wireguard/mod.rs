@@ -14,3 +14,5 @@ mod read;
 mod write;
 
 pub(super) use device::WireGuard;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use read::{assemble, parse};

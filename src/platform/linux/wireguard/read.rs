@@ -28,15 +28,15 @@ pub(super) const GENL_HEADER: usize = 4;
 
 /// A device as it was read.
 #[derive(Debug, Default)]
-pub(super) struct DeviceReading {
+pub(in crate::platform::linux) struct DeviceReading {
     pub(super) public_key: Option<WgPublicKey>,
     pub(super) listen_port: u16,
     pub(super) fwmark: u32,
-    pub(super) peers: BTreeMap<WgPublicKey, (PeerSpec, PeerStats)>,
+    pub(in crate::platform::linux) peers: BTreeMap<WgPublicKey, (PeerSpec, PeerStats)>,
 }
 
 /// What one message says; `None` when it cannot be read.
-pub(super) fn parse(body: &[u8]) -> Option<Vec<WireguardAttribute>> {
+pub(in crate::platform::linux) fn parse(body: &[u8]) -> Option<Vec<WireguardAttribute>> {
     let mut attributes = Vec::new();
     for attribute in NlasIterator::new(body.get(GENL_HEADER..)?) {
         let mut parsed = WireguardAttribute::parse(&attribute.ok()?).ok()?;
@@ -50,7 +50,7 @@ pub(super) fn parse(body: &[u8]) -> Option<Vec<WireguardAttribute>> {
 }
 
 /// Joins the messages of one dump.
-pub(super) fn assemble(messages: Vec<Vec<WireguardAttribute>>) -> Option<DeviceReading> {
+pub(in crate::platform::linux) fn assemble(messages: Vec<Vec<WireguardAttribute>>) -> Option<DeviceReading> {
     let mut device = DeviceReading::default();
     for attribute in messages.into_iter().flatten() {
         match attribute {
@@ -119,7 +119,7 @@ fn network(entry: &WireguardAllowedIp) -> Option<Cidr> {
 
 impl DeviceReading {
     /// The device and its peers as objects. Both are ours because the link is.
-    pub(super) fn into_objects(self, device: &IfName) -> Vec<(Key, Observed)> {
+    pub(in crate::platform::linux) fn into_objects(self, device: &IfName) -> Vec<(Key, Observed)> {
         let spec = DeviceSpec {
             key: KeyPair::from_public(self.public_key),
             listen_port: self.listen_port,

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::super::Chance;
+use crate::dice::Dice;
 
 const SECTOR: usize = 512;
 
@@ -36,7 +36,7 @@ pub enum Op {
 pub enum Fate<'a> {
     NothingStays,
     AllStays,
-    Chance(&'a mut Chance),
+    Chance(&'a mut Dice),
 }
 
 impl Fate<'_> {
@@ -44,7 +44,7 @@ impl Fate<'_> {
         match self {
             Self::NothingStays => false,
             Self::AllStays => true,
-            Self::Chance(chance) => chance.below(2) == 0,
+            Self::Chance(chance) => chance.one_in(2),
         }
     }
 }
