@@ -63,6 +63,8 @@ fn a_node_comes_back_from_a_power_cut() {
         }
     }
     let peers = peers_of(&node);
+    let numbers: Vec<String> = peers.iter().map(u16::to_string).collect();
+    line.say(&format!("has {}", numbers.join(" ")));
     line.say(&format!("right generation {}, {} peers, ready after {took:.1?}", generation(&node), peers.len()));
     work(&node, peers, &mut line);
 }
@@ -122,6 +124,11 @@ impl Told {
             let words: Vec<&str> = line.split_whitespace().collect();
             match words.as_slice() {
                 ["reboot:", "key", key, "."] => told.key = Some((*key).to_owned()),
+                ["reboot:", "has", peers @ .., "."] => {
+                    // From here on it is known whether what had no answer was kept.
+                    told.peers = peers.iter().map(|peer| peer.parse().unwrap()).collect();
+                    told.open = None;
+                }
                 ["reboot:", "ask", asked @ .., "."] => told.open = Some(Asked::of(asked)),
                 ["reboot:", "told", generation, "."] => {
                     told.generation = generation.parse().unwrap();

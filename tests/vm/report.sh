@@ -120,7 +120,7 @@ power_cuts() {
         stop_guest
         sed -n 's/^reboot: right \(.*\) \.$/\1/p' "$work/said" | sed "s|^|boot $round ($(<"$store/kernels/$package/release")): |"
         # A line that the cut went through was not said.
-        grep '^reboot: \(key\|ask\|told\) .* \.$' "$work/said" >>"$told" || true
+        grep '^reboot: \(key\|has\|ask\|told\) .* \.$' "$work/said" >>"$told" || true
     done
     acknowledged=$(grep -c '^reboot: told' "$told" || true)
     echo "power cuts: $rounds, $acknowledged acknowledged edits, every start right; $((SECONDS - begun)) s" | tee "$work/cuts"
