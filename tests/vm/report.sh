@@ -3,30 +3,30 @@
 # select_tests CHOSEN LEFT-OUT: names of tests; and names with the reason, from the lists beside this file.
 select_tests() {
     : >"$2"
-    "$kernel_tests" --list 2>/dev/null | sed -n 's/: test$//p' >"$work/all"
+    "$kernel_tests" --list 2>/dev/null | sed -n 's/: test$//p' >"$shared/all"
     # An empty pattern is in every name.
-    printf '%s\n' "${filters[@]:-}" | grep -F -f - "$work/all" >"$work/wanted" || true
+    printf '%s\n' "${filters[@]:-}" | grep -F -f - "$shared/all" >"$shared/wanted" || true
     if [ -n "$is_gate" ]; then
         awk 'NR == FNR { if ($0 !~ /^#/ && NF) gate[$1]; next }
-            { for (begin in gate) if (index($0, begin) == 1) { print; next } }' "$here/gate" "$work/wanted" >"$work/in-gate"
-        mv "$work/in-gate" "$work/wanted"
+            { for (begin in gate) if (index($0, begin) == 1) { print; next } }' "$here/gate" "$shared/wanted" >"$shared/in-gate"
+        mv "$shared/in-gate" "$shared/wanted"
     fi
-    # What is left out for its time alone runs when a filter asks for it.
-    awk -v left_out="$2" -v asked="${#filters[@]}" '
+    # What is left out for its time alone runs when a filter or the gate asks for it.
+    awk -v left_out="$2" -v asked="$is_gate${#filters[@]}" '
         NR == FNR {
-            if ($0 !~ /^#/ && NF && !(asked && $1 == "ask")) { begin = $2; sub(/^[^ ]+ +[^ ]+ +/, ""); why[begin] = $0 }
+            if ($0 !~ /^#/ && NF && !(asked != "0" && $1 == "ask")) { begin = $2; sub(/^[^ ]+ +[^ ]+ +/, ""); why[begin] = $0 }
             next
         }
         { for (begin in why) if (index($0, begin) == 1) { print $0 ": " why[begin] >left_out; next } print }
-    ' "$here/left-out" "$work/wanted" >"$1"
+    ' "$here/left-out" "$shared/wanted" >"$1"
 }
 
-# run_tests PACKAGE: one guest, its output as it comes; keeps what it said as $work/said-PACKAGE.
+# run_tests PACKAGE: one guest, its output as it comes.
 run_tests() {
     local package=$1 begun=$SECONDS follower status=lost
     echo
-    echo "== $package: $(<"$store/kernels/$package/release"), $(wc -l <"$work/chosen") tests"
-    add_to_ramdisk "$package" "$work/chosen"
+    echo "== $package: $(<"$store/kernels/$package/release"), $(wc -l <"$shared/chosen") tests"
+    add_to_ramdisk "$package" "$shared/chosen"
     boot "$store/kernels/$package" "$work/ramdisk" || return 1
     tail --lines=+1 --follow --sleep-interval=0.2 --pid="$guest" "$work/said" 9>&- &
     follower=$!
@@ -37,8 +37,7 @@ run_tests() {
     fi
     stop_guest
     wait "$follower" || true
-    cp "$work/said" "$work/said-$package"
-    echo "$((SECONDS - begun)) s, $((guest_ticks / 100)) s of processor time" >"$work/seconds-$package"
+    echo "$((SECONDS - begun)) s, $((guest_ticks / 100)) s of processor time" >"$work/seconds"
     [ "$status" != lost ] || { echo "the guest ended, or took longer than $guest_limit s" && post_mortem; }
     [ "$status" = 0 ]
 }
@@ -54,13 +53,13 @@ add_to_ramdisk() {
         cp "$3" "$root/vm/told"
     fi
     pack "$root" "$work/order.cpio"
-    cat "$work/base.cpio" "$work/$1.cpio" "$work/tests.cpio" "$work/order.cpio" >"$work/ramdisk"
+    cat "$shared/base.cpio" "$shared/$1.cpio" "$shared/tests.cpio" "$work/order.cpio" >"$work/ramdisk"
 }
 
 # counts PACKAGE: what came of the chosen tests, one line each for a skip and a failure.
 counts() {
-    local package=$1 said=$work/said-$1 passed failed skipped parts
-    [ -e "$said" ] || { echo "$package: no result" && return; }
+    local package=$1 work=$shared/$1 said=$shared/$1/said passed failed skipped
+    [ -e "$work/seconds" ] || { echo "$package: no result" && return; }
     sed -n 's/ ([0-9]* skipped so far)$//; s/^SKIPPED: //p' "$said" | sort -u >"$work/skipped"
     sed -n 's/^test \(.*\) \.\.\. ok$/\1/p' "$said" | sort -u >"$work/ok"
     sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$said" | sort -u >"$work/failed"
@@ -68,12 +67,11 @@ counts() {
     failed=$(wc -l <"$work/failed")
     # A test that skips is no failure for its harness. One that skips a part did the rest.
     skipped=$(sed 's/: .*//' "$work/skipped" | sort -u | wc -l)
-    echo "$(<"$store/kernels/$package/release"): $(sed -n 's/^vm: plane /data plane: /p' "$said"); $(wc -l <"$work/chosen") tests chosen," \
-        "$passed passed ($skipped of them skipped, whole or in part), $failed failed; $(<"$work/seconds-$package")"
+    echo "$(<"$store/kernels/$package/release"): $(sed -n 's/^vm: plane /data plane: /p' "$said"); $(wc -l <"$shared/chosen") tests chosen," \
+        "$passed passed ($skipped of them skipped, whole or in part), $failed failed; $(<"$work/seconds")"
     sed 's/^/    FAILED: /' "$work/failed"
-    sort "$work/ok" "$work/failed" | comm -13 - <(sort "$work/chosen") | sed 's/^/    NO RESULT: /'
-    parts=$work/skipped
-    sed 's/^/    SKIPPED: /' "$parts"
+    sort "$work/ok" "$work/failed" | comm -13 - <(sort "$shared/chosen") | sed 's/^/    NO RESULT: /'
+    sed 's/^/    SKIPPED: /' "$work/skipped"
 }
 
 summary() {
@@ -83,9 +81,9 @@ summary() {
     for package in "${kernels[@]}"; do
         counts "$package"
     done
-    sed 's/^/    SKIPPED: /' "$work/left-out"
-    echo "$(wc -l <"$work/left-out") tests left out on every kernel"
-    [ ! -e "$work/cuts" ] || cat "$work/cuts"
+    sed 's/^/    SKIPPED: /' "$shared/left-out"
+    echo "$(wc -l <"$shared/left-out") tests left out on every kernel"
+    [ ! -e "$shared/power-cuts" ] || cat "$shared/power-cuts"
 }
 
 # power_cuts N: guests that share one disk, each stopped in the middle of its work but the last.
@@ -123,5 +121,5 @@ power_cuts() {
         grep '^reboot: \(key\|has\|ask\|told\) .* \.$' "$work/said" >>"$told" || true
     done
     acknowledged=$(grep -c '^reboot: told' "$told" || true)
-    echo "power cuts: $rounds, $acknowledged acknowledged edits, every start right; $((SECONDS - begun)) s" | tee "$work/cuts"
+    echo "power cuts: $rounds, $acknowledged acknowledged edits, every start right; $((SECONDS - begun)) s" | tee "$shared/power-cuts"
 }
