@@ -37,6 +37,14 @@ crash:
 store:
     OVERLAYD_STORE_KILLS=300 OVERLAYD_DAMAGE_ALL=1 OVERLAYD_POWER_ALL=1 cargo test --test kernel store::
 
+# Kernel tests on Debian's 6.1 and 6.12, which have WireGuard, in an emulated machine: `just vm` or `just vm linux::`. Minutes.
+vm *filters:
+    tests/vm/run {{filters}}
+
+# A node whose power is cut in the middle of its work, ten times over, on both kernels in turn.
+reboot cuts="10":
+    tests/vm/run --reboots {{cuts}}
+
 # Bytes that nobody wrote: `just fuzz frame 60`. Without a target all of them, one after the other. Needs cargo-fuzz and a nightly toolchain.
 # What it tries next time is kept below fuzz/target; fuzz/corpus is only read.
 fuzz target="all" seconds="60":

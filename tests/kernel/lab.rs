@@ -40,6 +40,8 @@ const INSIDE: &str = "OVERLAYD_KERNEL_LAB";
 const SKIP: i32 = 77;
 /// Longest time one test may take.
 const TEST_LIMIT: Duration = Duration::from_secs(180);
+/// Another number of seconds for that: an emulated processor on a loaded machine needs more.
+const LIMIT_VARIABLE: &str = "OVERLAYD_TEST_LIMIT_SECS";
 /// The same for a test that is asked for every case, or for hours.
 const LONG_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// What asks for that.
@@ -75,8 +77,7 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
         let _ = stdout.read_to_string(&mut text);
         text
     });
-    let is_long = LONG.iter().any(|variable| std::env::var_os(variable).is_some());
-    let limit = if is_long { LONG_LIMIT } else { TEST_LIMIT };
+    let limit = limit();
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
@@ -107,6 +108,17 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
         return;
     }
     assert!(status.success(), "{name}: {:?} signal {:?}\n{text}", status.code(), status.signal());
+}
+
+/// Longest time that one test may take in this run.
+fn limit() -> Duration {
+    if LONG.iter().any(|variable| std::env::var_os(variable).is_some()) {
+        return LONG_LIMIT;
+    }
+    match std::env::var(LIMIT_VARIABLE) {
+        Ok(seconds) => Duration::from_secs(seconds.parse().expect("a number of seconds")),
+        Err(_) => TEST_LIMIT,
+    }
 }
 
 fn mount_namespace(process: &str) -> Option<PathBuf> {

@@ -374,7 +374,8 @@ fn how_long_it_takes() {
         let begin = Instant::now();
         let seen = look(&mut kernel, wanted.clone()).await;
         let whole = begin.elapsed();
-        assert_eq!(seen.objects.keys().filter(|key| matches!(key, Key::Inside(_))).count(), COUNT as usize);
+        let insides = seen.objects.keys().filter(|key| matches!(key, Key::Inside(_))).count();
+        assert_eq!(insides, COUNT as usize, "{:?}", seen.coverage);
         wanted.subsystems = [Subsystem::Link].into();
         let begin = Instant::now();
         look(&mut kernel, wanted).await;
