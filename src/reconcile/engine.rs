@@ -24,9 +24,10 @@ use super::{
     view::{ActionRecord, Round, SharedView, View},
 };
 use crate::{
+    action::Action,
     clock::{Clock, Now, backoff},
     desired::Document,
-    object::{Key, Spec, Subsystem},
+    object::{Key, MemberSpec, Spec, Subsystem},
     observed::{Observation, Observed},
     platform::{ActionError, Interest, Kernel},
 };
@@ -376,12 +377,17 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         round.apply += now.instant.duration_since(before.instant);
         let mut failed = false;
         let mut view = self.view.write();
+        let since_of = |key: &Key| target.objects.get(key).map_or(NOT_WANTED, |wanted| wanted.since);
+        let is_ones_own = |step: &&Step| {
+            is_drift(&view, step, since_of(step.action.key())) && !is_read_wrong_beside_another(&view, step)
+        };
+        let drifted: BTreeSet<&Key> = steps.iter().filter(is_ones_own).map(|step| step.action.key()).collect();
         for (step, outcome) in steps.iter().zip(outcomes) {
             let key = step.action.key();
-            let since = target.objects.get(key).map_or(NOT_WANTED, |wanted| wanted.since);
+            let since = since_of(key);
             let (result, error) = match outcome {
                 Outcome::Done => {
-                    if is_drift(&view, step, since) {
+                    if drifted.contains(key) {
                         round.drift.push((key.clone(), step.reason.word()));
                         view.ledger.repaired(key, now);
                     }
@@ -455,6 +461,18 @@ fn is_drift(view: &View, step: &Step, since: u64) -> bool {
             !only_endpoint && view.ledger.realized_at(key) == Some(since)
         }
     }
+}
+
+/// A member of the firewall that differs because another address behind the same port is in another network, as after a change that was
+/// carried out in part. The difference is the other one's: a port is in one network only.
+fn is_read_wrong_beside_another(view: &View, step: &Step) -> bool {
+    let Action::Update { key, from: Spec::Member(from), to: Spec::Member(to) } = &step.action else { return false };
+    let others = view.snapshot.iter().filter(|(other, seen)| *other != key && seen.is_ours());
+    let is_the_cause = |other: &MemberSpec| {
+        let is_elsewhere = other.network.is_some() && other.network != from.network && other.network != to.network;
+        is_elsewhere && !other.ports.is_disjoint(&to.ports)
+    };
+    others.map(|(_, seen)| &seen.spec).any(|spec| matches!(spec, Spec::Member(other) if is_the_cause(other)))
 }
 
 fn fail(ledger: &mut Ledger, key: &Key, since: u64, error: &ActionError, now: Now) {

@@ -28,6 +28,8 @@ base_image() {
     local root=$1 program file plugins
     rm -rf "$root"
     mkdir -p "$root"/{bin,sbin,dev,proc,sys,run,tmp,etc,root,disk,vm,var/tmp}
+    # wg(8) looks for userspace devices below /var/run.
+    ln -s /run "$root/var/run"
     add_program "$root" "$(command -v busybox)" bin/busybox
     for program in "${guest_applets[@]}"; do
         ln -s /bin/busybox "$root/bin/$program"

@@ -1,6 +1,6 @@
 //! What Linux does along with a change, each rule with the story of `fixtures/scripts` that shows it on a real kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
@@ -75,6 +75,25 @@ pub(super) fn without_intent(spec: &Spec) -> Spec {
 /// those of IPv4 stay (`container-ipv6.txt`).
 pub(super) fn goes_down_with(link: &IfName, key: &Key, spec: &Spec) -> bool {
     leads_through(spec, link) || matches!(key, Key::Address { link: on, address: IpNet::V6(_) } if on == link)
+}
+
+/// The network that each port is in. A port is in one only: with a container's addresses in different ones it is in the lowest of those.
+pub(super) fn networks_of_ports<'a>(members: impl Iterator<Item = &'a MemberSpec>) -> BTreeMap<&'a IfName, NetworkId> {
+    let mut networks = BTreeMap::new();
+    for member in members {
+        let Some(network) = member.network else { continue };
+        for port in &member.ports {
+            let lowest = networks.entry(port).or_insert(network);
+            *lowest = network.min(*lowest);
+        }
+    }
+    networks
+}
+
+/// How a look reads a member: one whose network is not that of its ports has elements that do not fit together (`fences-refuse.txt`).
+pub(super) fn read_behind(networks: &BTreeMap<&IfName, NetworkId>, member: &MemberSpec) -> MemberSpec {
+    let is_torn = member.ports.iter().any(|port| networks.get(port).copied() != member.network);
+    MemberSpec { ports: member.ports.clone(), network: if is_torn { Some(TORN) } else { member.network } }
 }
 
 /// A member of the firewall that was there as `from`, has gone without anybody knowing, and is changed to `to`; and whether something of its

@@ -3,7 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::consequences::{
-    changed_blindly, changed_peer, goes_down_with, is_ipv4_route, leads_through, what_is_left, without_intent,
+    changed_blindly, changed_peer, goes_down_with, is_ipv4_route, leads_through, networks_of_ports, read_behind,
+    what_is_left, without_intent,
 };
 use crate::{
     action::Action,
@@ -170,8 +171,16 @@ impl SimNode {
         let wanted = |key: &Key, seen: &Observed| {
             interest.subsystems.contains(&key.subsystem()) && (seen.is_ours() || in_the_way(key, interest))
         };
-        let with_stats = |key: &Key, seen: &Observed| {
+        let members = self.objects.values().filter_map(|seen| match &seen.spec {
+            Spec::Member(member) if seen.is_ours() => Some(member),
+            _ => None,
+        });
+        let networks = networks_of_ports(members);
+        let as_read = |key: &Key, seen: &Observed| {
             let mut seen = seen.clone();
+            if let Spec::Member(member) = &seen.spec {
+                seen.spec = Spec::Member(read_behind(&networks, member));
+            }
             if let Key::Peer { device, public_key } = key {
                 seen.stats = self.peer(device, public_key).map(|peer| peer.stats);
             }
@@ -180,7 +189,7 @@ impl SimNode {
         let objects = self.objects.iter().filter(|(key, seen)| wanted(key, seen));
         Observation {
             coverage: interest.subsystems.iter().map(|part| (*part, Coverage::Whole)).collect(),
-            objects: objects.map(|(key, seen)| (key.clone(), with_stats(key, seen))).collect(),
+            objects: objects.map(|(key, seen)| (key.clone(), as_read(key, seen))).collect(),
             surroundings: Some(self.surroundings.clone()),
         }
     }
