@@ -148,23 +148,31 @@ fn depth(body: &[u8]) -> usize {
 }
 
 fn check_admission(request: &Request) {
-    let edit = match admit(request) {
+    let admitted = match admit(request) {
         Err(reason) => return check_words(&reason),
-        Ok(Admitted::Nothing | Admitted::Status | Admitted::NatStatus | Admitted::Shutdown) => return,
-        Ok(Admitted::Edit(edit)) => edit,
-        Ok(Admitted::Segment(asked)) => asked.edit(key(1)),
-        Ok(Admitted::Attach(asked)) => {
+        Ok(admitted) => admitted,
+    };
+    let Some(edit) = edit_of(admitted, [1, 2]) else { return };
+    for node in [&*BARE, &*FURNISHED] {
+        node.check(&edit);
+    }
+}
+
+/// The edit that a request asks for, if it asks for one; a segment and a guest get these new keys.
+fn edit_of(admitted: Admitted, [of_segment, of_guest]: [u8; 2]) -> Option<Edit> {
+    Some(match admitted {
+        Admitted::Nothing | Admitted::Status | Admitted::NatStatus | Admitted::Shutdown => return None,
+        Admitted::Edit(edit) => edit,
+        Admitted::Segment(asked) => asked.edit(key(of_segment)),
+        Admitted::Attach(asked) => {
             let subject = match asked.handle.clone() {
                 Handle::Process(pid) => Subject::Container(netns(pid.number())),
-                Handle::Guest(id) => Subject::Guest { id, fresh: key(2) },
+                Handle::Guest(id) => Subject::Guest { id, fresh: key(of_guest) },
                 Handle::HostShared(id) => Subject::HostShared(id),
             };
             asked.edit(subject)
         }
-    };
-    for node in [&*BARE, &*FURNISHED] {
-        node.check(&edit);
-    }
+    })
 }
 
 fn key(number: u8) -> KeyPair {
@@ -206,18 +214,8 @@ static FURNISHED: LazyLock<Node> = LazyLock::new(|| {
     for request in REQUESTS {
         let request: Request = serde_json::from_str(request)
             .unwrap_or_else(|error| unreachable!("a request of the furniture cannot be read: {error}: {request}"));
-        let edit = match admit(&request) {
-            Ok(Admitted::Edit(edit)) => edit,
-            Ok(Admitted::Segment(asked)) => asked.edit(key(4)),
-            Ok(Admitted::Attach(asked)) => {
-                let subject = match asked.handle.clone() {
-                    Handle::Process(pid) => Subject::Container(netns(pid.number())),
-                    Handle::Guest(id) => Subject::Guest { id, fresh: key(5) },
-                    Handle::HostShared(id) => Subject::HostShared(id),
-                };
-                asked.edit(subject)
-            }
-            other => unreachable!("a request of the furniture is no edit: {other:?}"),
+        let Some(edit) = admit(&request).ok().and_then(|admitted| edit_of(admitted, [4, 5])) else {
+            unreachable!("a request of the furniture is no edit: {request:?}")
         };
         match consider(&node.document, &edit, &node.context()) {
             Ok(change) => node.take(&change.mutations),

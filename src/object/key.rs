@@ -44,6 +44,11 @@ impl Subsystem {
         Subsystem::File,
     ];
 
+    /// False for what is never removed by itself: a setting has no mark and is never restored, and a device goes with its link.
+    pub fn is_removed_by_itself(self) -> bool {
+        !matches!(self, Subsystem::Sysctl | Subsystem::Device)
+    }
+
     /// The word used in metric labels, diffs and logs.
     pub fn word(self) -> &'static str {
         match self {

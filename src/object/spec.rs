@@ -177,10 +177,13 @@ pub struct MemberSpec {
 pub struct NetworkId(pub u32);
 
 impl NetworkId {
+    /// Stands in an observed member for "its elements do not fit together": no network has this number.
+    pub const TORN: NetworkId = NetworkId(0);
+
     pub fn of(name: &NetworkName) -> Self {
         let mut hasher = siphasher::sip::SipHasher13::new_with_keys(0, 0);
         hasher.write(name.as_str().as_bytes());
-        // Zero is kept for "none".
+        // Zero is kept for [`TORN`](Self::TORN).
         Self(((hasher.finish() >> 32) as u32).max(1))
     }
 }

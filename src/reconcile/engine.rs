@@ -437,10 +437,9 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     }
 }
 
-/// True for what is ours, is still there, and has to be removed: a setting and a device never are, by themselves.
+/// True for what is ours, is still there, and has to be removed.
 fn has_to_go(view: &View, key: &Key) -> bool {
-    let is_removed = !matches!(key.subsystem(), Subsystem::Sysctl | Subsystem::Device);
-    is_removed && view.snapshot.find(key).is_some_and(Observed::is_ours)
+    key.subsystem().is_removed_by_itself() && view.snapshot.find(key).is_some_and(Observed::is_ours)
 }
 
 fn is_whole(view: &View) -> bool {

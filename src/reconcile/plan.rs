@@ -161,9 +161,7 @@ impl Planner<'_> {
         if self.target.wants(key).is_some() || !seen.is_ours() {
             return;
         }
-        // A setting has no mark and is never restored; a device is removed by removing its link.
-        if matches!(key.subsystem(), Subsystem::Sysctl | Subsystem::Device) || self.goes_with_its_link(key, &seen.spec)
-        {
+        if !key.subsystem().is_removed_by_itself() || self.goes_with_its_link(key, &seen.spec) {
             return;
         }
         if let (Key::Member(address), Spec::Member(member)) = (key, &seen.spec)

@@ -9,9 +9,6 @@ use crate::{
     object::{InsideSpec, Key, LinkKind, MemberSpec, NetworkId, PeerSpec, RouteSpec, Spec},
 };
 
-/// In an observed member: its elements do not fit together.
-const TORN: NetworkId = NetworkId(0);
-
 /// A peer after an update: exactly the fields in which `from` and `to` differ are changed, and of the allowed IPs exactly those that
 /// come or go. What the update does not name stays as it is, also where the agent's picture of it is out of date (`drift.txt`).
 pub(super) fn changed_peer(is: &PeerSpec, from: &PeerSpec, to: &PeerSpec) -> PeerSpec {
@@ -93,7 +90,7 @@ pub(super) fn networks_of_ports<'a>(members: impl Iterator<Item = &'a MemberSpec
 /// How a look reads a member: one whose network is not that of its ports has elements that do not fit together (`fences-refuse.txt`).
 pub(super) fn read_behind(networks: &BTreeMap<&IfName, NetworkId>, member: &MemberSpec) -> MemberSpec {
     let is_torn = member.ports.iter().any(|port| networks.get(port).copied() != member.network);
-    MemberSpec { ports: member.ports.clone(), network: if is_torn { Some(TORN) } else { member.network } }
+    MemberSpec { ports: member.ports.clone(), network: if is_torn { Some(NetworkId::TORN) } else { member.network } }
 }
 
 /// A member of the firewall that was there as `from`, has gone without anybody knowing, and is changed to `to`; and whether something of its
@@ -108,7 +105,7 @@ pub(super) fn changed_blindly(from: &MemberSpec, to: &MemberSpec) -> (Option<Mem
     }
     let ports: BTreeSet<IfName> = to.ports.difference(&from.ports).cloned().collect();
     let network = match to.network {
-        Some(_) if same_network => (!ports.is_empty()).then_some(TORN),
+        Some(_) if same_network => (!ports.is_empty()).then_some(NetworkId::TORN),
         network => network,
     };
     let torn = !same_network && !from.ports.is_empty();

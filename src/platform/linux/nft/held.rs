@@ -17,9 +17,6 @@ use crate::{
     object::{MemberSpec, NetworkId},
 };
 
-/// Stands in an observed member for "its elements do not fit together": no network has this number.
-const TORN: NetworkId = NetworkId(0);
-
 /// The elements of our sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Held {
@@ -97,7 +94,7 @@ impl Held {
                 && spec.ports.iter().all(|port| self.network_of(port, &BTreeMap::new()) == spec.network)
         };
         let told = |(address, spec): (&IpAddr, &MemberSpec)| {
-            let network = if fits(address, spec) { spec.network } else { Some(TORN) };
+            let network = if fits(address, spec) { spec.network } else { Some(NetworkId::TORN) };
             (*address, MemberSpec { network, ports: spec.ports.clone() })
         };
         self.members.iter().map(told).collect()
