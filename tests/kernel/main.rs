@@ -22,6 +22,7 @@ mod overlay;
 mod overlay_node;
 mod overlay_ping;
 mod probe;
+mod ptrace;
 mod reboot;
 #[path = "../it/script/mod.rs"]
 mod script;

@@ -4,13 +4,12 @@
 //!
 //! A netlink dump is a send that changes nothing; it is told by its flags and left out.
 
-use std::{
-    fs::File,
-    os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::fs::FileExt,
-    },
+use std::os::{
+    fd::{AsRawFd, FromRawFd, OwnedFd},
+    unix::fs::FileExt,
 };
+
+use crate::ptrace::{self, text};
 
 /// One call, as far as the harness cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,24 +124,16 @@ fn opened(tid: i32, path: u64, flags: u64) -> Option<String> {
 }
 
 fn descriptor(tid: i32, number: u64) -> Option<String> {
-    let link = std::fs::read_link(format!("/proc/{tid}/fd/{number}")).ok()?;
-    Some(link.to_string_lossy().into_owned())
+    ptrace::descriptor(tid, number).map(|path| path.to_string_lossy().into_owned())
 }
 
 fn memory(tid: i32, at: u64, buffer: &mut [u8]) -> Option<usize> {
-    File::open(format!("/proc/{tid}/mem")).ok()?.read_at(buffer, at).ok()
+    ptrace::memory(tid).ok()?.read_at(buffer, at).ok()
 }
 
 fn word(tid: i32, at: u64) -> Option<u64> {
     let mut bytes = [0; 8];
     (memory(tid, at, &mut bytes)? == 8).then(|| u64::from_ne_bytes(bytes))
-}
-
-fn text(tid: i32, at: u64) -> String {
-    let mut bytes = [0; 256];
-    let length = memory(tid, at, &mut bytes).unwrap_or(0);
-    let end = bytes[..length].iter().position(|byte| *byte == 0).unwrap_or(length);
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 /// Whether a buffer is one netlink message that asks for a dump.

@@ -1,7 +1,7 @@
 //! Stops a running agent at every system call that matters, and kills it at one of them.
 //!
-//! Owns ptrace(2): seizing all threads, following new ones, and a child between its fork and its exec. Leaves which calls matter to
-//! `calls.rs`, and what is asked of the agent to the caller.
+//! Owns seizing all threads, following new ones, and a child between its fork and its exec. Leaves ptrace(2) itself to `ptrace.rs`, which
+//! calls matter to `calls.rs`, and what is asked of the agent to the caller.
 //!
 //! All of ptrace belongs to one thread: only the thread that seized another may wait for it. That thread must have no child of its own, or
 //! it never learns that nobody is left. A thread that is killed while it stands at the
@@ -9,29 +9,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ptr,
     time::{Duration, Instant},
 };
 
 use super::calls::{Call, relevant};
+use crate::ptrace::{self, Stop};
 
 /// A traced agent that makes no relevant call for so long after its answer has done what there is to do.
 const QUIET: Duration = Duration::from_millis(250);
 /// Longest time a traced operation may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
-// linux/ptrace.h; the C libraries disagree about which of them they name.
-const SYSCALL: libc::c_long = 24;
-const SETOPTIONS_TRACESYSGOOD: libc::c_ulong = 0x1;
-const OPTIONS_TRACEFORK_VFORK_CLONE_EXEC: libc::c_ulong = 0x2 | 0x4 | 0x8 | 0x10;
-const DETACH: libc::c_long = 17;
-const SEIZE: libc::c_long = 0x4206;
-const INTERRUPT: libc::c_long = 0x4207;
-const LISTEN: libc::c_long = 0x4208;
-const CALL_INFORMATION: libc::c_long = 0x420e;
-const ENTRY: u8 = 1;
-const EVENT_EXEC: i32 = 4;
-const EVENT_STOP: i32 = 128;
+const OPTIONS: libc::c_ulong =
+    ptrace::TRACE_CALLS | ptrace::FOLLOW_CHILDREN | ptrace::FOLLOW_THREADS | ptrace::TELL_EXEC;
 
 /// A place in an operation at which the agent dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,31 +38,6 @@ pub struct Trace {
     pub calls: Vec<Call>,
     /// Whether the moment came; otherwise the agent was killed when it had become quiet.
     pub was_reached: bool,
-}
-
-/// `struct ptrace_syscall_info` as far as it is read at an entry.
-#[repr(C)]
-#[derive(Default)]
-struct CallInformation {
-    operation: u8,
-    padding: [u8; 3],
-    architecture: u32,
-    instruction: u64,
-    stack: u64,
-    number: u64,
-    arguments: [u64; 6],
-    rest: [u64; 4],
-}
-
-fn ptrace(request: libc::c_long, tid: i32, address: usize, argument: libc::c_ulong) -> libc::c_long {
-    // SAFETY: the requests used here read numbers only, or write at most `address` bytes to `argument`, which the caller sized so.
-    unsafe { libc::syscall(libc::SYS_ptrace, request, libc::c_long::from(tid), address, argument) }
-}
-
-fn call_information(tid: i32) -> Option<CallInformation> {
-    let mut information = CallInformation::default();
-    let place = ptr::from_mut(&mut information) as libc::c_ulong;
-    (ptrace(CALL_INFORMATION, tid, size_of::<CallInformation>(), place) > 0).then_some(information)
 }
 
 /// Traces the agent from now on, runs `begin` once it is, and kills it at the moment, or when it has answered and become quiet.
@@ -154,7 +119,6 @@ struct Tracer {
 impl Tracer {
     /// Seizes every thread; ends when a look at all of them finds no new one.
     fn seize(&mut self) {
-        let options = SETOPTIONS_TRACESYSGOOD | OPTIONS_TRACEFORK_VFORK_CLONE_EXEC;
         loop {
             let entries = std::fs::read_dir(format!("/proc/{}/task", self.agent)).unwrap().flatten();
             let tids: BTreeSet<i32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -164,8 +128,8 @@ impl Tracer {
             }
             for tid in new {
                 // One that a seized thread has just made is ours already, and one may have ended by itself.
-                if ptrace(SEIZE, tid, 0, options) == 0 {
-                    ptrace(INTERRUPT, tid, 0, 0);
+                if ptrace::seize(tid, OPTIONS).is_ok() {
+                    ptrace::interrupt(tid);
                 }
                 self.processes.insert(tid, self.agent);
             }
@@ -184,29 +148,24 @@ impl Tracer {
     }
 
     fn changed(&mut self, tid: i32, status: i32) {
-        if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+        let Some(stop) = Stop::of(status) else {
             self.processes.remove(&tid);
             self.inside.remove(&tid);
             return;
-        }
+        };
         let process = self.process_of(tid);
-        let (signal, event) = (libc::WSTOPSIG(status), status >> 16);
-        if process != self.agent && (event == EVENT_EXEC || self.is_killed) {
+        if process != self.agent && (stop.event == ptrace::EVENT_EXEC || self.is_killed) {
             // The child is a program of its own now, or it has outlived the agent.
             self.processes.remove(&tid);
-            ptrace(DETACH, tid, 0, 0);
+            ptrace::detach(tid);
             return;
         }
-        if signal == libc::SIGTRAP | 0x80 {
+        if stop.is_call() {
             self.at_call(process, tid);
         }
-        if self.is_killed {
-            return;
+        if !self.is_killed {
+            stop.go_on(tid);
         }
-        let is_group_stop = event == EVENT_STOP && signal != libc::SIGTRAP;
-        let is_signal = event == 0 && signal != libc::SIGTRAP | 0x80;
-        let handed_on = if is_signal { libc::c_ulong::try_from(signal).unwrap() } else { 0 };
-        ptrace(if is_group_stop { LISTEN } else { SYSCALL }, tid, 0, handed_on);
     }
 
     /// A new thread reports itself before its maker reports it, at times.
@@ -219,8 +178,8 @@ impl Tracer {
     }
 
     fn at_call(&mut self, process: i32, tid: i32) {
-        let Some(information) = call_information(tid) else { return };
-        if information.operation != ENTRY {
+        let Some(information) = ptrace::Call::of(tid) else { return };
+        if !information.is_entry() {
             if let Some(number) = self.inside.remove(&tid)
                 && self.moment == Some(Moment::After(number))
             {
@@ -228,7 +187,7 @@ impl Tracer {
             }
             return;
         }
-        if let Some(call) = relevant(process, tid, information.number, information.arguments) {
+        if let Some(call) = relevant(process, tid, information.first, information.arguments) {
             let number = self.calls.len();
             self.calls.push(call);
             self.inside.insert(tid, number);
@@ -248,10 +207,10 @@ impl Tracer {
             self.processes.iter().filter(|(_, of)| **of != self.agent).map(|(tid, _)| *tid).collect();
         for tid in children {
             // Fails for one that is not stopped: it is let go when it stops.
-            if ptrace(DETACH, tid, 0, 0) == 0 {
+            if ptrace::detach(tid) {
                 self.processes.remove(&tid);
             } else {
-                ptrace(INTERRUPT, tid, 0, 0);
+                ptrace::interrupt(tid);
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
@@ -15,6 +15,7 @@ use std::{
 use serde_json::Value;
 
 use super::platter::Op;
+use crate::ptrace::{self, text};
 
 /// A call that a thread is in.
 #[derive(Debug, Clone, Copy)]
@@ -172,8 +173,7 @@ impl Recorder {
 }
 
 fn link(tid: i32, descriptor: u64) -> String {
-    fs::read_link(format!("/proc/{tid}/fd/{descriptor}"))
-        .map_or_else(|_| String::new(), |path| path.display().to_string())
+    ptrace::descriptor(tid, descriptor).map_or_else(String::new, |path| path.display().to_string())
 }
 
 fn path_at(tid: i32, directory: u64, path: u64) -> PathBuf {
@@ -194,15 +194,6 @@ fn position(tid: i32, descriptor: u64) -> u64 {
 
 fn memory(tid: i32, at: u64, length: u64) -> Vec<u8> {
     let mut bytes = vec![0; length.try_into().unwrap()];
-    let file = File::open(format!("/proc/{tid}/mem")).unwrap();
-    file.read_exact_at(&mut bytes, at).unwrap();
+    ptrace::memory(tid).unwrap().read_exact_at(&mut bytes, at).unwrap();
     bytes
-}
-
-fn text(tid: i32, at: u64) -> String {
-    let mut bytes = [0; 512];
-    let file = File::open(format!("/proc/{tid}/mem")).unwrap();
-    let length = file.read_at(&mut bytes, at).unwrap_or(0);
-    let end = bytes[..length].iter().position(|byte| *byte == 0).unwrap_or(length);
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

@@ -1,42 +1,19 @@
 //! Follows an agent through every system call from its first on, without disturbing it.
 //!
-//! Owns ptrace(2) for one process and its threads. Leaves what a call means to `recorder.rs`.
+//! Owns following one process and its threads. Leaves ptrace(2) itself to `ptrace.rs`, and what a call means to `recorder.rs`.
 //!
 //! All of it belongs to one thread, which has no child of its own. The agent waits for it: it is started by a shell that has stopped itself.
 
 use std::{
     collections::BTreeMap,
-    ptr,
     sync::mpsc::{Sender, channel},
     time::Duration,
 };
 
 use super::recorder::{Entered, Recorder};
+use crate::ptrace::{self, Call, Stop};
 
-// linux/ptrace.h; the C libraries disagree about which of them they name.
-const SYSCALL: libc::c_long = 24;
-/// PTRACE_O_TRACESYSGOOD, PTRACE_O_TRACECLONE and PTRACE_O_TRACEEXEC.
-const OPTIONS: libc::c_ulong = 0x1 | 0x8 | 0x10;
-const SEIZE: libc::c_long = 0x4206;
-const LISTEN: libc::c_long = 0x4208;
-const CALL: libc::c_long = 0x420e;
-const ENTRY: u8 = 1;
-const EVENT_STOP: i32 = 128;
-
-/// `struct ptrace_syscall_info`; the first word is the call's number at an entry, and its result at an exit.
-#[repr(C)]
-#[derive(Default)]
-struct Call {
-    operation: u8,
-    padding: [u8; 3],
-    architecture: u32,
-    instruction: u64,
-    stack: u64,
-    first: u64,
-    /// At an exit the lowest byte of the first says whether the call failed.
-    arguments: [u64; 6],
-    rest: [u64; 4],
-}
+const OPTIONS: libc::c_ulong = ptrace::TRACE_CALLS | ptrace::FOLLOW_THREADS | ptrace::TELL_EXEC;
 
 /// A thread that follows a process until its end.
 pub struct Following(std::thread::JoinHandle<Recorder>);
@@ -57,29 +34,19 @@ impl Following {
     }
 }
 
-fn ptrace(request: libc::c_long, tid: i32, address: usize, argument: libc::c_ulong) -> libc::c_long {
-    // SAFETY: the requests used here read numbers only, or write at most `address` bytes to `argument`, which the caller sized so.
-    unsafe { libc::syscall(libc::SYS_ptrace, request, libc::c_long::from(tid), address, argument) }
-}
-
 fn follow(pid: i32, mut recorder: Recorder, held: &Sender<()>) -> Recorder {
-    assert_eq!(ptrace(SEIZE, pid, 0, OPTIONS), 0, "{}", std::io::Error::last_os_error());
+    ptrace::seize(pid, OPTIONS).unwrap();
     held.send(()).unwrap();
     let mut inside = BTreeMap::new();
     while let Some((tid, status)) = next_stop(pid) {
-        if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+        let Some(stop) = Stop::of(status) else {
             inside.remove(&tid);
             continue;
-        }
-        let (signal, event) = (libc::WSTOPSIG(status), status >> 16);
-        let is_call = signal == libc::SIGTRAP | 0x80;
-        if is_call {
+        };
+        if stop.is_call() {
             at_call(tid, &mut inside, &mut recorder);
         }
-        let is_group_stop = event == EVENT_STOP && signal != libc::SIGTRAP;
-        let is_signal = event == 0 && !is_call;
-        let handed_on = if is_signal { libc::c_ulong::try_from(signal).unwrap() } else { 0 };
-        ptrace(if is_group_stop { LISTEN } else { SYSCALL }, tid, 0, handed_on);
+        stop.go_on(tid);
     }
     recorder
 }
@@ -105,11 +72,8 @@ fn next_stop(pid: i32) -> Option<(i32, i32)> {
 }
 
 fn at_call(tid: i32, inside: &mut BTreeMap<i32, Entered>, recorder: &mut Recorder) {
-    let mut call = Call::default();
-    if ptrace(CALL, tid, size_of::<Call>(), ptr::from_mut(&mut call) as libc::c_ulong) <= 0 {
-        return;
-    }
-    if call.operation == ENTRY {
+    let Some(call) = Call::of(tid) else { return };
+    if call.is_entry() {
         let number = i64::try_from(call.first).unwrap_or(-1);
         let entered = Entered { number, arguments: call.arguments, began: recorder.ops.len() };
         recorder.entered(tid, &entered);
