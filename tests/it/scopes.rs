@@ -27,6 +27,16 @@ fn assert_nothing_is_left(world: &mut World, what: &str) {
     assert_eq!(world.engine.view().read().ledger.troubled(), &before, "{what}");
 }
 
+/// A full round fails at nothing, asks for no other, and whatever is not right waits for somebody to give way.
+fn assert_all_is_blocked_and_nothing_tried(world: &mut World) {
+    let round = world.round();
+    let failed: Vec<_> = round.actions.iter().filter(|action| action.result != "ok").collect();
+    assert!(failed.is_empty() && round.again_at.is_none(), "{round:?}");
+    let view = world.engine.view();
+    let view = view.read();
+    assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
+}
+
 fn is_granted(world: &World, wanted: &Edit) -> bool {
     let document = world.document.read().unwrap();
     consider(&document, wanted, &at(document.generation() + 1)).is_ok()
@@ -109,14 +119,9 @@ fn nothing_is_tried_on_a_port_that_waits_for_a_bridge_whose_name_is_a_strangers(
     let stranger = Observed { owner: Owner::Stranger("another program's".into()), ..Observed::ours(stranger) };
     world.kernel.node(|node| node.place(bridge, stranger));
     world.apply(&with(container(1, "web"), |wanted| wanted.join_global = true));
-    let round = world.round();
-    let failed: Vec<_> = round.actions.iter().filter(|action| action.result != "ok").collect();
-    assert!(failed.is_empty() && round.again_at.is_none(), "{round:?}");
-    let view = world.engine.view();
-    let view = view.read();
-    let blocked = |key: &Key| view.ledger.condition(key).is_some_and(|is| is.word() == "blocked");
-    assert!(blocked(&Key::Inside("veth-1-s".parse().unwrap())), "{:?}", view.ledger.troubled());
-    assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
+    assert_all_is_blocked_and_nothing_tried(&mut world);
+    let inside = world.condition(&Key::Inside("veth-1-s".parse().unwrap()));
+    assert!(inside.as_ref().is_some_and(|is| is.word() == "blocked"), "{inside:?}");
 }
 
 /// A port that could not be removed: its container's address has rested, and a guest is given it.
@@ -153,13 +158,8 @@ fn no_container_comes_to_a_node_whose_table_is_a_strangers_and_none_is_tried() {
     let stranger = Observed { owner: Owner::Stranger("another program's".into()), ..Observed::ours(theirs) };
     world.kernel.node(|node| node.place(Key::Ruleset, stranger));
     world.apply(&container(1, "web"));
-    let round = world.round();
-    let failed: Vec<_> = round.actions.iter().filter(|action| action.result != "ok").collect();
-    assert!(failed.is_empty() && round.again_at.is_none(), "{round:?}");
+    assert_all_is_blocked_and_nothing_tried(&mut world);
     assert!(world.seen(&Key::Link("veth-1-s".parse().unwrap())).is_none());
-    let view = world.engine.view();
-    let view = view.read();
-    assert!(view.ledger.troubled().values().all(|is| is.word() == "blocked"), "{:?}", view.ledger.troubled());
 }
 
 /// A port is removed, the answer is lost, and the next look does not see that its route went along.

@@ -12,17 +12,9 @@ use std::fs::File;
 use nix::sys::signal::Signal;
 
 use crate::{
-    agent_process::{Agent, block_on, setup},
+    agent_process::{Agent, isolated, setup},
     lab,
 };
-
-/// Runs the body in namespaces of its own, with the loopback interface up for the metrics page.
-fn isolated<F: FnOnce()>(body: F) {
-    lab::isolated_as::<F>(|| {
-        block_on(lab::set_up_link("lo"));
-        body();
-    });
-}
 
 /// Whether devices can be made; if not, it is said which part is left out.
 fn has_device(part: &str) -> bool {

@@ -1,6 +1,6 @@
 //! One agent as a process: the real binary with its own state directory, socket and metrics page.
 //!
-//! Owns starting, stopping and speaking to it. Leaves namespaces to `lab.rs`: call everything here inside [`isolated`](crate::lab::isolated).
+//! Owns starting, stopping and speaking to it. Leaves namespaces to `lab.rs`: call everything here inside [`isolated`].
 //!
 //! Dropping an [`Agent`] ends it and the device processes of its namespace, which would otherwise keep that namespace alive.
 
@@ -8,7 +8,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     net::TcpStream,
-    os::unix::{fs::MetadataExt, net::UnixStream},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     time::{Duration, Instant},
@@ -24,7 +24,15 @@ use overlayd::{
 };
 use serde_json::Value;
 
-use crate::lab::Node;
+use crate::lab::{self, Node, device_processes, network};
+
+/// Runs the body in namespaces of its own, with the loopback interface up for the metrics page.
+pub fn isolated<F: FnOnce()>(body: F) {
+    lab::isolated_as::<F>(|| {
+        block_on(lab::set_up_link("lo"));
+        body();
+    });
+}
 
 /// Longest wait for anything that is to happen soon.
 pub const PATIENCE: Duration = Duration::from_secs(15);
@@ -332,16 +340,7 @@ impl<'a> Agent<'a> {
 
     /// Pids of the device processes in the agent's namespace.
     pub fn device_pids(&self) -> Vec<i32> {
-        let namespace = |path: &str| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-        let own = self.here(move || Ok(namespace("/proc/thread-self/ns/net"))).unwrap();
-        let is_meant = |pid: &i32| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == b"wg-device")
-                && namespace(&format!("/proc/{pid}/ns/net")) == own
-        };
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        pids.filter(is_meant).collect()
+        device_processes(self.here(|| Ok(network())).unwrap())
     }
 
     /// Sends a signal to every device process in the agent's namespace.
@@ -440,10 +439,7 @@ impl Raw {
 
     /// The answer to a request that is sent now.
     pub fn answer(&mut self, id: u64, request: Request) -> Value {
-        self.request(id, request);
-        let answer = self.next().expect("an answer");
-        assert_eq!(answer["id"], id, "{answer}");
-        answer["response"].clone()
+        self.try_answer(id, request).expect("an answer")
     }
 
     /// The same; `None` when the agent went away before it answered.

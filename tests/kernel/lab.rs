@@ -12,7 +12,10 @@ use std::{
     net::IpAddr,
     os::{
         fd::{AsFd, AsRawFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{
+            fs::MetadataExt,
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -121,6 +124,33 @@ fn limit() -> Duration {
     }
 }
 
+fn processes() -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// What tells a network namespace from all others; `None` where it cannot be looked at.
+type Network = Option<(u64, u64)>;
+
+fn network_at(path: &str) -> Network {
+    std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// The network namespace of the calling thread.
+pub fn network() -> Network {
+    network_at("/proc/thread-self/ns/net")
+}
+
+/// Pids of the processes behind userspace devices in a network namespace.
+pub fn device_processes(network: Network) -> Vec<i32> {
+    let is_meant = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == b"wg-device")
+            && network_at(&format!("/proc/{pid}/ns/net")) == network
+    };
+    processes().filter(is_meant).collect()
+}
+
 fn mount_namespace(process: &str) -> Option<PathBuf> {
     std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok()
 }
@@ -128,8 +158,7 @@ fn mount_namespace(process: &str) -> Option<PathBuf> {
 /// Kills what a test left running in its mount namespace: a device process outlives its agent, and would keep the test's network for ever.
 fn end_leftovers(of_test: Option<&Path>) {
     let Some(of_test) = of_test.filter(|of_test| mount_namespace("self").as_deref() != Some(of_test)) else { return };
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+    for pid in processes() {
         if mount_namespace(&pid.to_string()).as_deref() == Some(of_test) {
             // It may have ended by itself.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     future::Future,
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpStream},
@@ -37,6 +37,7 @@ use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{address::AddressAttribute, link::LinkAttribute, route::RouteAttribute},
 };
+use serde_json::Value;
 
 use crate::lab::{Node, need_tun};
 
@@ -136,7 +137,12 @@ impl OverlayNode {
     }
 
     fn overlayd(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_overlayd"));
+        self.dressed(env!("CARGO_BIN_EXE_overlayd"))
+    }
+
+    /// A program with this node's directories in its environment.
+    fn dressed(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
         command
             .env("OVERLAYD_UAPI_DIR", self.uapi_dir())
             .env("OVERLAYD_STATE_DIR", &self.state_dir)
@@ -144,19 +150,22 @@ impl OverlayNode {
         command
     }
 
-    /// The command that is the agent.
+    fn log_file(&self) -> File {
+        OpenOptions::new().create(true).append(true).open(format!("/run/{}.log", self.name)).unwrap()
+    }
+
+    /// The command that is the agent, without its standard streams.
     fn run_command(&self) -> Command {
-        let log = OpenOptions::new().create(true).append(true).open(format!("/run/{}.log", self.name)).unwrap();
         let mut command = self.overlayd();
         command.args(["run", "--data-plane", &chosen_plane(), "--log", self.log_level, "--socket"]);
         command.arg(self.socket()).args(&self.flags);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command
     }
 
     /// Starts the agent and does not wait for it.
     pub fn spawn(&mut self) {
         let mut command = self.run_command();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.log_file());
         for capability in self.lacking.clone() {
             let drop_it = move || match drop_capability(capability) {
                 0 => Ok(()),
@@ -172,17 +181,10 @@ impl OverlayNode {
 
     /// Starts a process that becomes the agent as soon as it is sent a line.
     pub fn spawn_held(&mut self) -> ChildStdin {
-        let log = OpenOptions::new().create(true).append(true).open(format!("/run/{}.log", self.name)).unwrap();
         let agent = self.run_command();
-        let mut command = Command::new("sh");
+        let mut command = self.dressed("sh");
         command.args(["-c", "read _; exec \"$0\" \"$@\""]).arg(agent.get_program()).args(agent.get_args());
-        for (name, value) in agent.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(self.log_file());
         let mut child = self.node.run(move || command.spawn()).unwrap();
         let line = child.stdin.take().unwrap();
         assert!(self.agent.is_none());
@@ -242,6 +244,19 @@ impl OverlayNode {
         let mut command = self.overlayd();
         command.args(arguments);
         self.node.run(move || command.output()).unwrap()
+    }
+
+    /// The records of the document, as an export has them.
+    ///
+    /// # Errors
+    /// What the export said, when there is no document.
+    pub fn records(&self) -> Result<BTreeMap<String, Value>, Output> {
+        let output = self.command(&["store", "export"]);
+        if !output.status.success() {
+            return Err(output);
+        }
+        let mut export: Value = serde_json::from_slice(&output.stdout).unwrap();
+        Ok(serde_json::from_value(export["records"].take()).unwrap())
     }
 
     /// What `overlayd diff --state-dir` prints, without asking the agent; and its exit status.

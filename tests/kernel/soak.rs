@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     containers::scene::{DUAL, single_with},
-    lab::isolated,
+    lab::{device_processes, isolated, network},
     overlay_node::{OverlayNode, PATIENCE, until},
 };
 
@@ -45,10 +45,11 @@ fn length() -> Duration {
 
 /// The document of a node whose agent is dead or has nothing to do.
 fn document(node: &OverlayNode) -> BTreeMap<String, Value> {
-    let output = node.command(&["store", "export"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let export: Value = serde_json::from_slice(&output.stdout).unwrap();
-    serde_json::from_value(export["records"].clone()).unwrap()
+    node.records().unwrap_or_else(|output| panic!("{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn devices_of(node: &OverlayNode) -> Vec<i32> {
+    device_processes(node.node.run(network))
 }
 
 /// Where the document is not what the clients were told.
@@ -75,7 +76,7 @@ fn orphans(node: &OverlayNode, document: &BTreeMap<String, Value>) -> Vec<String
     let seen = [
         ("ports", ports, node.ports()),
         ("members", members, node.members().iter().map(ToString::to_string).collect()),
-        ("devices", BTreeSet::from([devices.to_string()]), [sample::device_processes().len().to_string()].into()),
+        ("devices", BTreeSet::from([devices.to_string()]), [devices_of(node).len().to_string()].into()),
     ];
     let differs = seen.into_iter().filter(|(_, wanted, seen)| wanted != seen);
     differs.map(|(what, wanted, seen)| format!("{what}: {wanted:?} in the document, {seen:?} on the node")).collect()
@@ -93,8 +94,8 @@ fn soak(kills: Kills) {
     let shared = Arc::new(Shared::new(node.socket(), node.agent_pid()));
     let clients: Vec<Client> = (0..CLIENTS).map(|number| Client::new(number, Arc::clone(&shared))).collect();
     let beliefs: Vec<_> = clients.iter().map(Client::belief).collect();
+    let samples = Samples::start(Arc::clone(&shared), node.node.twin());
     let mut trouble = Trouble::new(node, kills, Arc::clone(&shared));
-    let samples = Samples::start(Arc::clone(&shared));
     let threads: Vec<_> = clients.into_iter().map(|client| std::thread::spawn(move || client.live())).collect();
     let begun = Instant::now();
     while begun.elapsed() < length() {
@@ -124,7 +125,7 @@ fn soak(kills: Kills) {
     until("every end was noticed", || node.ports().is_empty() && node.members().is_empty() && quiet());
     // One for each device process that it started since, and what it may have had no use for before: the visitor's namespace and socket,
     // sled's file while it folds, a connection of this test.
-    let allowed = held_before.len() + sample::device_processes().len() + 4;
+    let allowed = held_before.len() + devices_of(&node).len() + 4;
     let held = || sample::descriptors(node.agent_pid());
     let begun = Instant::now();
     while held().len() > allowed {

@@ -14,18 +14,7 @@ mod writers;
 
 use serde_json::Value;
 
-use crate::{
-    agent_process::{Agent, block_on},
-    lab,
-};
-
-/// Runs the body in namespaces of its own, with the loopback interface up for the metrics page.
-fn isolated<F: FnOnce()>(body: F) {
-    lab::isolated_as::<F>(|| {
-        block_on(lab::set_up_link("lo"));
-        body();
-    });
-}
+use crate::agent_process::{Agent, isolated};
 
 /// A number from the environment.
 fn asked_for(variable: &str, otherwise: u64) -> u64 {

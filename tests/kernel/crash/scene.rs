@@ -2,7 +2,7 @@
 //!
 //! Owns the requests, the way back to the state before them, and the text that two states are compared by. Leaves killing to `tracer.rs`.
 
-use std::{net::IpAddr, os::unix::fs::MetadataExt, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -15,12 +15,11 @@ use overlayd::{
     observed::Owner,
     wire::{OverlayMode, PeerScope, Request, Response},
 };
-use serde_json::Value;
 
 use crate::{
     container::Container,
     containers::scene::{Wish, bridge_of, inner, single_with},
-    lab::Node,
+    lab::{Node, device_processes, network},
     overlay_node::{IPV4, OverlayNode, PORT, add_peer, setup_request, until},
     overlay_ping::Pinger,
 };
@@ -248,7 +247,7 @@ impl Scene {
         for link in ["eth0", "eth1"] {
             lines.push(format!("inside {link} {:?}", inner(&self.subject, link)));
         }
-        lines.push(format!("device processes {}", self.device_processes()));
+        lines.push(format!("device processes {}", device_processes(self.node.node.run(network)).len()));
         let sockets = std::fs::read_dir(self.node.uapi_dir()).into_iter().flatten().flatten();
         lines.extend(sockets.map(|entry| format!("socket {}", entry.file_name().to_string_lossy())));
         lines.sort();
@@ -257,15 +256,13 @@ impl Scene {
 
     /// The records of the document, without what tells when they were written, and without the key.
     fn document(&self) -> Vec<String> {
-        let output = self.node.command(&["store", "export"]);
-        let Ok(export) = serde_json::from_slice::<Value>(&output.stdout) else {
-            return vec![format!("no document: {}", output.status)];
+        let records = match self.node.records() {
+            Ok(records) => records,
+            Err(output) => return vec![format!("no document: {}", output.status)],
         };
         // An address that rests is only remembered, until the next one is handed out.
-        let records = export["records"].as_object().expect("an export has records").iter();
-        let records = records.filter(|(_, record)| record["state"] != "resting");
-        let timeless = records.map(|(key, record)| {
-            let mut record = record.clone();
+        let records = records.into_iter().filter(|(_, record)| record["state"] != "resting");
+        let timeless = records.map(|(key, mut record)| {
             let fields = record.as_object_mut().expect("a record is an object");
             fields.retain(|name, _| !["since", "endpoint_since", "created", "until"].contains(&name.as_str()));
             // A new store has a new one.
@@ -275,19 +272,6 @@ impl Scene {
             }
         });
         timeless.collect()
-    }
-
-    fn device_processes(&self) -> usize {
-        let namespace = |path: String| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-        let own = self.node.node.run(move || namespace("/proc/thread-self/ns/net".into()));
-        let pids = std::fs::read_dir("/proc").unwrap().flatten();
-        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let is_device = |pid: &i32| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == b"wg-device")
-                && namespace(format!("/proc/{pid}/ns/net")) == own
-        };
-        pids.filter(is_device).count()
     }
 }
 

@@ -15,6 +15,7 @@ use std::{
 use plotters::prelude::*;
 
 use super::client::Shared;
+use crate::lab::{Node, device_processes, network};
 
 const EVERY: Duration = Duration::from_secs(1);
 /// How much larger the last quarter's middle may be than that of the second quarter.
@@ -46,18 +47,6 @@ pub fn descriptors(pid: i32) -> Vec<String> {
     targets
 }
 
-/// The processes behind the devices of this test's namespace.
-pub fn device_processes() -> Vec<i32> {
-    let own = std::fs::read_link("/proc/self/ns/mnt").ok();
-    let is_meant = |pid: &i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).any(|word| word == b"wg-device")
-            && std::fs::read_link(format!("/proc/{pid}/ns/mnt")).ok() == own
-    };
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_meant).collect()
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     seconds: u64,
@@ -77,16 +66,16 @@ pub struct Running {
 }
 
 impl Samples {
-    pub fn start(shared: Arc<Shared>) -> Running {
+    pub fn start(shared: Arc<Shared>, node: Node) -> Running {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let begun = Instant::now();
         let thread = std::thread::spawn(move || {
-            let mut samples = Vec::new();
+            let (network, mut samples) = (node.run(network), Vec::new());
             while !stopped.load(Ordering::SeqCst) {
                 // An agent that has just died holds nothing, and says nothing about the others.
                 if let Some(agent) = of_process(shared.agent.load(Ordering::SeqCst)) {
-                    let all = device_processes().into_iter().filter_map(of_process);
+                    let all = device_processes(network).into_iter().filter_map(of_process);
                     let devices = all.fold(Holding { descriptors: 0, resident: 0 }, |sum, each| Holding {
                         descriptors: sum.descriptors + each.descriptors,
                         resident: sum.resident + each.resident,
