@@ -246,8 +246,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
         let Scope::Keys(keys) = scope else { unreachable!("the scope was built from keys") };
         let done: BTreeSet<&Key> =
             round.actions.iter().filter(|record| record.result == "ok").map(|record| &record.key).collect();
-        let stuck: BTreeSet<&Key> =
-            plan.steps.iter().map(|step| step.action.key()).filter(|key| !done.contains(key)).collect();
+        let stuck = plan.left_after(&done);
         let now = self.clock.now();
         let mut view = self.view.write();
         for key in &keys {
@@ -420,7 +419,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
             *round.left.entry((step.action.key().subsystem(), step.action.verb())).or_default() += 1;
         }
         let now = self.clock.now();
-        let stuck: BTreeSet<&Key> = plan.steps.iter().map(|step| step.action.key()).collect();
+        let stuck = plan.left_after(&BTreeSet::new());
         // What is still there goes with something that could not be removed yet.
         let is_there = |key: &Key| stuck.contains(key) || has_to_go(&view, key);
         let known = |key: &&Key| !target.objects.contains_key(key) && !is_there(key);

@@ -144,10 +144,8 @@ impl Planner<'_> {
                 let (from, to) = self.peer_sides(key, wanted, is, seen);
                 (Spec::Peer(from), Spec::Peer(to))
             }
-            // A container may call its link what it likes.
             (Spec::Inside(wanted), Spec::Inside(is)) => {
-                let to = InsideSpec { name: is.name.clone(), ..wanted.clone() };
-                (Spec::Inside(is.clone()), Spec::Inside(to))
+                (Spec::Inside(is.clone()), Spec::Inside(named_as_it_is(wanted, is)))
             }
             (wanted, is) => (is.clone(), wanted.clone()),
         };
@@ -186,17 +184,13 @@ impl Planner<'_> {
 
     /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
     fn obstacle(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
-        let seen = self.snapshot.find(key);
-        let lets_in = match key {
-            Key::Link(_) => is_port(spec) && seen.is_none(),
-            Key::Member(_) | Key::Inside(_) => seen.is_none_or(|seen| seen.spec != *spec),
-            _ => false,
-        };
-        if lets_in && !self.is_fenced() {
-            return Some(Withheld::WaitsFor(Key::Ruleset));
-        }
-        if let Some(withheld) = self.not_let_in(key, spec) {
-            return Some(withheld);
+        if self.lets_in(key, spec) {
+            if !self.is_fenced() {
+                return Some(Withheld::WaitsFor(Key::Ruleset));
+            }
+            if let Some(withheld) = self.not_let_in(key, spec) {
+                return Some(withheld);
+            }
         }
         let name = needed_link(key, spec)?;
         // The host's way out is nobody's of ours, and the one setting that is wanted there is allowed for by name.
@@ -221,16 +215,25 @@ impl Planner<'_> {
         }
     }
 
+    /// True for a change after which a container may send what it could not before.
+    fn lets_in(&self, key: &Key, spec: &Spec) -> bool {
+        let seen = self.snapshot.find(key).map(|seen| &seen.spec);
+        match (key, spec, seen) {
+            (Key::Link(_), ..) => is_port(spec) && seen.is_none(),
+            (_, Spec::Inside(wanted), Some(Spec::Inside(is))) => named_as_it_is(wanted, is) != *is,
+            (Key::Member(_) | Key::Inside(_), ..) => seen != Some(spec),
+            _ => false,
+        }
+    }
+
     /// Why a container's side cannot be wired yet: the firewall neither knows each of its addresses at this port nor will by then.
     fn not_let_in(&self, key: &Key, spec: &Spec) -> Option<Withheld> {
         let (port, inside) = match (key, spec) {
             (Key::Inside(port), Spec::Inside(inside)) => (port, inside),
-            (Key::Link(port), _) if is_port(spec) && self.snapshot.find(key).is_none() => {
-                match self.target.wants(&Key::Inside(port.clone())) {
-                    Some(Spec::Inside(inside)) => (port, inside),
-                    _ => return None,
-                }
-            }
+            (Key::Link(port), _) => match self.target.wants(&Key::Inside(port.clone())) {
+                Some(Spec::Inside(inside)) => (port, inside),
+                _ => return None,
+            },
             // An address moves from one container to another only when the first no longer has it: with its last address in the firewall a
             // port is no longer asked for the source of its packets.
             (Key::Member(address), _) => return self.former_holder(address).map(Withheld::WaitsFor),
@@ -242,16 +245,14 @@ impl Planner<'_> {
     /// What an address waits for before it may be used at a port.
     fn unknown_at(&self, port: &IfName, address: IpAddr) -> Option<Withheld> {
         let member = Key::Member(address);
-        let is_known = match self.snapshot.find(&member).map(|seen| &seen.spec) {
+        let is_known = || match self.snapshot.find(&member).map(|seen| &seen.spec) {
             Some(Spec::Member(member)) => member.ports.contains(port),
             _ => false,
         };
-        if is_known {
-            return None;
-        }
-        let is_made = |wanted| self.obstacle(&member, wanted).is_none() && self.snapshot.is_whole(Subsystem::Member);
-        let will_be = self.target.wants(&member).is_some_and(is_made);
-        (!will_be).then(|| Withheld::WaitsFor(member.clone()))
+        let will_be = || self.target.wants(&member).is_some_and(|wanted| self.obstacle(&member, wanted).is_none());
+        // Of entries that could not be seen nobody knows whether they are still there.
+        let is_let_in = self.snapshot.is_whole(Subsystem::Member) && (is_known() || will_be());
+        (!is_let_in).then_some(Withheld::WaitsFor(member))
     }
 
     /// The side of a container that still has an address which is to be another's, and keeps its port: one that goes is gone by then.
@@ -289,7 +290,7 @@ impl Planner<'_> {
     }
 
     /// Both sides of a peer's comparison, with equal values where WireGuard knows better than the document.
-    fn peer_sides(&self, key: &Key, wanted: &PeerSpec, is: &PeerSpec, seen: &Observed) -> (PeerSpec, PeerSpec) {
+    fn peer_sides(&mut self, key: &Key, wanted: &PeerSpec, is: &PeerSpec, seen: &Observed) -> (PeerSpec, PeerSpec) {
         let mut from = is.clone();
         let mut to = wanted.clone();
         to.endpoint = match (wanted.endpoint, is.endpoint) {
@@ -304,10 +305,20 @@ impl Planner<'_> {
         };
         // An allowed IP that another peer of the target takes is moved by that peer's own change.
         if let Key::Peer { device, .. } = key {
-            from.allowed_ips.retain(|ip| wanted.allowed_ips.contains(ip) || self.target.holder(device, ip).is_none());
+            for ip in is.allowed_ips.difference(&wanted.allowed_ips) {
+                let Some(taker) = self.target.holder(device, ip) else { continue };
+                from.allowed_ips.remove(ip);
+                let taker = Key::Peer { device: device.clone(), public_key: *taker };
+                self.plan.moved.entry(key.clone()).or_default().insert(taker);
+            }
         }
         (from, to)
     }
+}
+
+/// A container may call its link what it likes.
+fn named_as_it_is(wanted: &InsideSpec, is: &InsideSpec) -> InsideSpec {
+    InsideSpec { name: is.name.clone(), ..wanted.clone() }
 }
 
 fn is_ipv4_address(key: &Key) -> bool {

@@ -7,7 +7,7 @@
 //!
 //! A reason says how the node differs, not why: whether a difference is drift or an edit is known to the ledger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -23,11 +23,20 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Differences that are not acted upon, and why.
     pub withheld: BTreeMap<Key, Withheld>,
+    /// Peers that lose an allowed IP without a step of their own for it, and the peers whose steps take it.
+    pub moved: BTreeMap<Key, BTreeSet<Key>>,
 }
 
 impl Plan {
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
+    }
+
+    /// The objects of which a difference is left when only the steps about `done` were taken.
+    pub fn left_after(&self, done: &BTreeSet<&Key>) -> BTreeSet<&Key> {
+        let own = self.steps.iter().map(|step| step.action.key()).filter(|key| !done.contains(key));
+        let moved = self.moved.iter().filter(|(_, takers)| takers.iter().any(|taker| !done.contains(taker)));
+        own.chain(moved.map(|(key, _)| key)).collect()
     }
 }
 
