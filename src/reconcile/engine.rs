@@ -393,6 +393,9 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
                     if let (Key::Link(name), Reason::Extra, false) = (key, &step.reason, view.ledger.was_wanted(key)) {
                         view.swept.note(name);
                     }
+                    if since != NOT_WANTED {
+                        view.ledger.tried(key, since);
+                    }
                     view.snapshot.acknowledge(&step.action);
                     ("ok", None)
                 }

@@ -187,6 +187,11 @@ impl Ledger {
         }
     }
 
+    /// A try succeeded. Whether the object is as wanted shows when it is looked at.
+    pub fn tried(&mut self, key: &Key, since: u64) {
+        self.entry(key).tried = since;
+    }
+
     /// A try failed.
     pub fn fail(&mut self, key: &Key, since: u64, blocked: bool, error: String, now: Now) {
         let entry = self.entry(key);

@@ -126,11 +126,12 @@ fn depends_on(later: &Action, failed: &Action) -> bool {
         ) => ports.contains(name),
         // Nor do they go before it has gone, or while the container may still have their address.
         (
-            Action::Delete { key: Key::Link(name), .. } | Action::Update { key: Key::Inside(name), .. },
+            Action::Delete { key: Key::Link(name) | Key::Inside(name), .. }
+            | Action::Update { key: Key::Inside(name), .. },
             Action::Delete { was: Spec::Member(MemberSpec { ports, .. }), .. },
         ) => ports.contains(name),
         (
-            Action::Delete { key: Key::Link(name), .. },
+            Action::Delete { key: Key::Link(name) | Key::Inside(name), .. },
             Action::Update { from: Spec::Member(from), to: Spec::Member(to), .. },
         ) => from.ports.contains(name) && !to.ports.contains(name),
         (Action::Delete { was, .. }, Action::Delete { key: Key::Ruleset, .. }) => is_port(was),

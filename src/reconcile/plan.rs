@@ -170,16 +170,16 @@ impl Planner<'_> {
         self.step(Action::Delete { key: key.clone(), was: seen.spec.clone() }, Reason::Extra);
     }
 
-    /// True when a container may keep an address for now, because nothing can be done to its side.
+    /// True when a container may keep an address for now: nothing can be done to its side, or nobody knows whether it is there at all.
     fn keeps(&self, port: &IfName, address: &IpAddr) -> bool {
-        let inside = Key::Inside(port.clone());
-        let is_left_alone = self.plan.withheld.contains_key(&inside);
-        let has = match self.snapshot.find(&inside).map(|seen| &seen.spec) {
-            Some(Spec::Inside(is)) => is.addresses.iter().any(|net| net.addr() == *address),
-            // Nobody knows what it has.
-            _ => self.snapshot.find(&Key::Link(port.clone())).is_some(),
-        };
-        is_left_alone && has
+        let (inside, link) = (Key::Inside(port.clone()), Key::Link(port.clone()));
+        match self.snapshot.find(&inside).map(|seen| &seen.spec) {
+            Some(Spec::Inside(is)) => {
+                self.plan.withheld.contains_key(&inside) && is.addresses.iter().any(|net| net.addr() == *address)
+            }
+            _ if self.snapshot.find(&link).is_some() => self.plan.withheld.contains_key(&inside),
+            _ => !self.snapshot.is_whole(Subsystem::Link),
+        }
     }
 
     /// What stands in the way of `key` besides the object itself: a link that is not ours, or one that is neither there nor being made.
