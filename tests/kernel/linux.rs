@@ -48,6 +48,7 @@ mod firewall_matrix;
 mod firewall_town;
 mod notifications;
 mod wireguard;
+mod wireguard_scale;
 
 /// Longest wait for something that the kernel does by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
