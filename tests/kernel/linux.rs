@@ -18,8 +18,8 @@ use overlayd::{
     action::Action,
     ids::{Cidr, IfName, Netns, WgPublicKey},
     object::{
-        DeviceSpec, EndpointSpec, FileSpec, InsideRoute, InsideSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec,
-        RouteSpec, Setting, Spec, Subsystem, VethPeer,
+        ADDRESS_PROTOCOL, DeviceSpec, EndpointSpec, FileSpec, InsideRoute, InsideSpec, Key, KeyPair, LinkKind,
+        LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem, VethPeer,
     },
     observed::{Coverage, Neighbour, Observation, Observed, Owner},
     platform::{
