@@ -121,7 +121,8 @@ fn a_session_that_cannot_be_renewed_carries_packets_for_three_minutes_and_no_lon
         let begun = handshake(&a, &key);
         // Handshake initiations have 148 bytes, and 8 of UDP.
         for node in [&a, &b] {
-            let rules = "table inet lab { chain in { type filter hook input priority 0; udp length 156 drop; } }";
+            let rules =
+                "table inet lab {\n chain in {\n type filter hook input priority 0\n udp length 156 drop\n }\n}\n";
             let file = format!("/run/{}-rules", node.public_key().to_string().replace('/', "_"));
             fs::write(&file, rules).unwrap();
             let done = nft(node, &["-f", &file]).unwrap_or_else(|| skip("no nft"));
@@ -217,13 +218,14 @@ fn a_persistent_keepalive_keeps_packets_coming_and_the_session_young() {
         let mut before = (stats(&a, &key).tx_bytes, stats(&b, &near).rx_bytes);
         let mut oldest = 0;
         for interval in 1..=16 {
-            sleep(SECOND * 25);
+            // Linux may let a timer run out up to an eighth late.
+            sleep(SECOND * 29);
             let after = (stats(&a, &key).tx_bytes, stats(&b, &near).rx_bytes);
             assert!(after.0 > before.0 && after.1 > before.1, "interval {interval}: {before:?} {after:?}");
             before = after;
             oldest = oldest.max(now() - handshake(&a, &key));
         }
-        println!("MEASURED: 16 intervals of 25 s without traffic: packets in each; oldest session {oldest} s");
+        println!("MEASURED: 16 times 29 s without traffic, keepalive 25 s: packets in each; oldest session {oldest} s");
         // The next keepalive after two minutes begins a new one.
         assert!(oldest < 150, "{oldest}");
         assert_eq!((a.actions(), b.actions()), actions);
