@@ -2,8 +2,11 @@
 //!
 //! Owns what the guest does in one boot. Leaves the virtual machine, its disk and the cuts to `tests/vm/run --reboots N`.
 //!
-//! The guest says on the serial line what it asks for and what it was told; the next boot finds those lines in a file. The line leaves the
-//! machine before the request does, so a request that the file does not have was never sent.
+//! The guest says on the serial line what it asks for and what it was told; the next boot finds those lines in a file. A line about a peer
+//! leaves the machine before the request does, so a request that the file does not have was never sent. Of a container only the answer is told:
+//! no attachment lives longer than the boot, but the generation of the document does.
+//!
+//! Which data plane a boot can have is decided outside, and the agent has to find it out.
 //!
 //! It runs in the guest's own namespaces, as an agent does on a host.
 
