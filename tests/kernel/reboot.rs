@@ -29,7 +29,7 @@ use ipnet::IpNet;
 use overlayd::{
     object::{Key, Spec},
     platform::linux::DataPlane,
-    wire::{OverlayMode, PeerScope, Request},
+    wire::{OverlayMode, PeerScope, Request, Response},
 };
 
 use crate::{
@@ -52,6 +52,10 @@ const CONTAINERS_MAX: usize = 125;
 const ATTACHES: usize = 100;
 /// How many attaches are under way at a time.
 const CLIENTS: usize = 4;
+/// How often a client asks for one container: the agent gives an attach up when the machine stands still for seconds.
+const TRIES: usize = 5;
+/// What it says then.
+const LATE: &str = "has not answered in time";
 const DEVICE: &str = "zl-e2e-0-g";
 const BRIDGE: &str = "zl-e2e-0-web-b";
 /// The power goes long before.
@@ -314,7 +318,7 @@ fn attach_many(node: &OverlayNode, count: usize, held: &Mutex<Held>, answered: i
 /// Attaches a container to the segment and the slice; nobody else has its addresses.
 fn attach(node: &OverlayNode, held: &Mutex<Held>) {
     let container = Container::new();
-    node.attach(&container, Wish::to("web").global());
+    ask_to_attach(node, &container);
     let inside = container.node();
     let all = ["eth0", "eth1"].iter().flat_map(|link| addresses(&inside, link));
     let own: BTreeSet<IpAddr> = all.map(|net| net.addr()).filter(IpAddr::is_ipv4).collect();
@@ -326,29 +330,49 @@ fn attach(node: &OverlayNode, held: &Mutex<Held>) {
     held.containers.push(container);
 }
 
+fn ask_to_attach(node: &OverlayNode, container: &Container) {
+    for _ in 0..TRIES {
+        match node.ask(Wish::to("web").global().of(container)) {
+            Response::Attached(_) => return,
+            Response::Err { message } if message.contains(LATE) => {
+                std::io::stdout().write_all(b"reboot: late .\n").unwrap();
+            }
+            other => panic!("{other:?}: {}", node.log_tail()),
+        }
+    }
+    panic!("not attached after {TRIES} requests: {}", node.log_tail());
+}
+
 /// Asks for a hundred containers and for peers, until the power goes.
 fn work(node: &OverlayNode, peers: BTreeSet<u16>, line: SerialLine) -> ! {
-    let (line, peers, held) = (Mutex::new(line), Mutex::new(peers), Mutex::default());
+    let (line, peers, held) = (Mutex::new(line), Mutex::new(Some(peers)), Mutex::default());
     attach_many(node, ATTACHES, &held, |client| {
         lock(&line).say(&format!("attached {}", node.generation()));
         // One client alone: of several requests without an answer nobody could say which were kept.
         if client == 0 {
-            change_a_peer(node, &mut lock(&peers), &line);
+            let mut peers = lock(&peers);
+            *peers = peers.take().and_then(|peers| change_a_peer(node, peers, &line));
         }
     });
     thread::sleep(WORK_LIMIT);
     panic!("the power stayed on");
 }
 
-fn change_a_peer(node: &OverlayNode, peers: &mut BTreeSet<u16>, line: &Mutex<SerialLine>) {
+/// Answers the peers that there are now; nothing when that is not known, and then it was the last change of this boot.
+fn change_a_peer(node: &OverlayNode, mut peers: BTreeSet<u16>, line: &Mutex<SerialLine>) -> Option<BTreeSet<u16>> {
     let asked = match (peers.first(), peers.last()) {
         (Some(first), _) if peers.len() > 5 => Asked::Remove(*first),
         (_, last) => Asked::Add(last.map_or(1, |last| last + 1)),
     };
     lock(line).say(&format!("ask {}", asked.text()));
-    node.request(asked.request());
-    asked.change(peers);
+    match node.ask(asked.request()) {
+        Response::Err { message } if message.contains(LATE) => return None,
+        Response::Err { message } => panic!("{message}: {}", node.log_tail()),
+        _ => {}
+    }
+    asked.change(&mut peers);
     lock(line).say(&format!("told {}", node.generation()));
+    Some(peers)
 }
 
 /// The peers of the document, by number; that the kernel has them too is no difference.

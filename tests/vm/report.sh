@@ -99,7 +99,7 @@ summary() {
 
 # power_cuts N: guests that share one disk, each stopped in the middle of its work but the last.
 power_cuts() {
-    local rounds=$1 round package plane more answers attaches=0 edits begun=$SECONDS disk=$work/disk.img told=$work/told-so-far
+    local rounds=$1 round package plane more answers attaches=0 late=0 edits begun=$SECONDS disk=$work/disk.img told=$work/told-so-far
     # With two kernels every kernel has every data plane, and every change of one is made.
     local planes=(kernel userspace userspace kernel)
     command -v mke2fs >/dev/null || { echo "SKIPPED: power cuts: no mke2fs on this machine" && return 0; }
@@ -134,11 +134,12 @@ power_cuts() {
         stop_guest
         answers=$(grep -c '^reboot: attached .* \.$' "$work/said" || true)
         attaches=$((attaches + answers))
+        late=$((late + $(grep -c '^reboot: late' "$work/said" || true)))
         [ "$round" -eq "$rounds" ] || echo "    cut after $answers of 100 attaches"
         # A line that the cut went through was not said.
         grep '^reboot: \(key\|has\|ask\|told\|attached\) .* \.$' "$work/said" >>"$told" || true
     done
     edits=$(grep -c '^reboot: told' "$told" || true)
-    echo "power cuts: $rounds, after $attaches attaches and $edits other edits, every start right; $((SECONDS - begun)) s" |
+    echo "power cuts: $rounds, after $attaches attaches and $edits other edits, every start right; $late attaches asked for again on a slow machine; $((SECONDS - begun)) s" |
         tee "$shared/power-cuts"
 }
