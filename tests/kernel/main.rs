@@ -18,6 +18,7 @@ mod device_scale;
 mod dice;
 mod lab;
 mod linux;
+mod long_time;
 mod overheard;
 mod overlay;
 mod overlay_node;
