@@ -25,8 +25,15 @@ use stage::RealStage;
 const NEED_A_PARTNER: [&str; 2] = ["name-resolves.txt", "roaming.txt"];
 
 fn simulated(kernel: &SimKernel) -> BTreeMap<Key, Spec> {
-    let everything = Interest { subsystems: Subsystem::ALL.into(), ..Interest::default() };
-    let seen = kernel.node(|node| node.observe(&everything)).objects;
+    let seen = kernel.node(|node| {
+        let insides = node.objects().iter().filter_map(|(key, seen)| match (key, &seen.spec) {
+            (Key::Inside(port), Spec::Inside(inside)) => Some((port.clone(), inside.clone())),
+            _ => None,
+        });
+        let everything =
+            Interest { subsystems: Subsystem::ALL.into(), insides: insides.collect(), ..Interest::default() };
+        node.observe(&everything).objects
+    });
     seen.into_iter().filter(|(_, seen)| seen.owner == Owner::Ours).map(|(key, seen)| (key, seen.spec)).collect()
 }
 

@@ -79,13 +79,12 @@ fn at_one(visitor: &mut Visitor, wanted: Wanted, enter: bool) -> Sight {
         return unseen(wanted, Some(true), Ok(None));
     }
     let seen = visitor.within(&namespace, |kernel| within(kernel, &wanted));
-    let spec = match seen.and_then(|seen| seen) {
-        Ok(spec) => Ok(Some(spec)),
-        // The pair went away since its host end was seen.
-        Err(fault) if fault.is_gone() => Ok(None),
-        Err(fault) => Err(fault.words()),
-    };
-    unseen(wanted, Some(true), spec)
+    match seen.and_then(|seen| seen) {
+        Ok(spec) => unseen(wanted, Some(true), Ok(Some(spec))),
+        // The pair went away since its host end was seen, and the number of the namespace that it led to may be this one's by now.
+        Err(fault) if fault.is_gone() => unseen(wanted, Some(false), Ok(None)),
+        Err(fault) => unseen(wanted, Some(true), Err(fault.words())),
+    }
 }
 
 fn within(kernel: &mut Conversation, wanted: &Wanted) -> Result<InsideSpec, Fault> {
