@@ -70,10 +70,7 @@ pub fn consider(document: &Document, edit: &Edit, context: &Context<'_>) -> Resu
 
 fn ensure_dns(draft: &mut Draft<'_>, name: &DnsName, ip: IpAddr) -> Result<(), Refusal> {
     let mut record = draft.document.dns().get(name).cloned().unwrap_or_default();
-    match ip {
-        IpAddr::V4(ip) => record.a.insert(ip),
-        IpAddr::V6(ip) => record.aaaa.insert(ip),
-    };
+    record.insert(ip);
     if record.a.len() + record.aaaa.len() > DNS_ADDRESSES_MAX {
         return Err(Refusal::TooManyAddresses(name.clone()));
     }
