@@ -76,6 +76,19 @@ fn text(report: &Value) -> String {
         let to = format!("{} of {} ({})", word("to"), word("attachment"), word("service"));
         line("published", format!("{} {} leads to {to}{trouble}", word("protocol"), port["host_port"]));
     }
+    let dns = &report["dns"];
+    if dns["serves"] == true {
+        let all = |name: &str| {
+            let each = dns[name].as_array().into_iter().flatten().filter_map(Value::as_str);
+            each.collect::<Vec<_>>().join(" ")
+        };
+        let zone = dns["zone"].as_str().unwrap_or("");
+        line("names", format!("{} in {zone}, served at {}; others asked of {}", dns["names"], all("listens"), all("asks")));
+        for trouble in dns["trouble"].as_array().into_iter().flatten() {
+            let word = |name: &str| trouble[name].as_str().unwrap_or("").to_owned();
+            line("", format!("NOT served at {}: {}", word("address"), word("why")));
+        }
+    }
     for object in report["objects"].as_array().into_iter().flatten() {
         line(
             "objects",

@@ -22,6 +22,7 @@ use super::{
     metrics::Metrics,
     names, page,
     proxies::{self, Proxies},
+    resolver::{self, Resolver},
     rounds,
     settings::Settings,
     systemd, tidy,
@@ -154,6 +155,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         events: broadcast::channel(EVENT_QUEUE).0,
         followed: Followed::default(),
         proxies: Proxies::default(),
+        resolver: Resolver::default(),
         stop: watch::channel(None).0,
     });
     let _ = latecomer.set(agent.clone());
@@ -169,6 +171,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tokio::spawn(names::keep_fresh(agent.clone()));
     tokio::spawn(tidy::keep_tidy(agent.clone()));
     tokio::spawn(proxies::keep(agent.clone()));
+    tokio::spawn(resolver::keep(agent.clone()));
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
     tokio::spawn(systemd::keep_told(agent.clone()));

@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{desired::Policy, platform::DataPlaneChoice};
+use crate::{desired::Policy, ids::DnsName, platform::DataPlaneChoice};
 
 /// Everything that an operator can choose. Flags, environment and file are read by [`cli`](crate::cli).
 #[derive(Debug, Clone)]
@@ -32,6 +32,19 @@ pub struct Settings {
     /// Where other programs keep what they know at run time: `/run`.
     pub run_dir: PathBuf,
     pub log_format: LogFormat,
+    /// `None`: the overlay's zone is not served.
+    pub resolver: Option<ResolverSettings>,
+}
+
+/// How the overlay's zone is served.
+#[derive(Debug, Clone)]
+pub struct ResolverSettings {
+    /// What all names of the overlay end in.
+    pub zone: DnsName,
+    /// UDP and TCP.
+    pub port: u16,
+    /// Files that name the host's servers, the best first.
+    pub configurations: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -123,7 +123,8 @@ impl Place {
                     return Some(at_the_top());
                 }
                 let full = |name: &DnsName| absolute(name).append_domain(&absolute(zone)).ok();
-                let names = directory.names(&net.addr()).filter_map(full);
+                let address = net.addr();
+                let names = directory.names(&address).filter_map(full);
                 let pointers: Vec<Record> = names.map(|full| record(RData::PTR(PTR(full)))).collect();
                 let is_address = net.prefix_len() == net.max_prefix_len();
                 let exists = if is_address {

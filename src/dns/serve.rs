@@ -1,0 +1,331 @@
+//! The server: who may ask, what becomes of a message, and the sockets.
+//!
+//! Owns messages and their limits. Leaves the overlay's names to [`zone`](super::zone) and all others to [`forward`](super::forward).
+//!
+//! Upholds I-15 (connections and their idle time have bounds) and A26 (no record and no such name are told apart).
+//!
+//! SERVFAIL means that nobody can know, NXDOMAIN that we do, REFUSED that it is none of the asker's business.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, Instant},
+};
+
+use hickory_resolver::proto::{
+    op::{Edns, Metadata, OpCode, ResponseCode},
+    rr::{DNSClass, Record, RecordType},
+};
+use hickory_server::{
+    net::{NetError, runtime::Time, xfer::Protocol},
+    proto::serialize::binary::BinEncoder,
+    server::{Request, RequestHandler, ResponseHandler, ResponseInfo, Server},
+    zone_handler::{MessageResponse, MessageResponseBuilder},
+};
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::Semaphore,
+};
+
+use super::{
+    forward::{Forwarded, Forwarder, Source},
+    zone::{self, Verdict},
+};
+use crate::{desired::Document, ids::DnsName};
+
+/// Longest answer by UDP (DNS Flag Day 2020): what passes every link without being cut in pieces.
+const UDP_PAYLOAD_MAX: u16 = 1_232;
+/// Longest answer by UDP to whoever does not say what it takes (RFC 1035 section 4.2.1).
+const UDP_PAYLOAD_PLAIN: u16 = 512;
+/// Connections to one address, and how long one may be silent.
+const CONNECTIONS_MAX: usize = 128;
+const SILENT_MAX: Duration = Duration::from_secs(5);
+
+/// Told of everything that was answered.
+pub trait Witness: Send + Sync {
+    /// `what`: the response code in words, or `refused`.
+    fn answered(&self, what: &'static str);
+    fn forwarded(&self, source: Source, took: Duration);
+}
+
+/// Everything that an answer depends on.
+pub struct Answering {
+    pub zone: DnsName,
+    pub document: Arc<RwLock<Document>>,
+    pub forwarder: Arc<Forwarder>,
+    pub witness: Arc<dyn Witness>,
+}
+
+/// An answer before it is a message.
+struct Answer {
+    code: ResponseCode,
+    authoritative: bool,
+    records: Vec<Record>,
+    authority: Vec<Record>,
+}
+
+impl Answer {
+    fn nothing(code: ResponseCode) -> Self {
+        Self { code, authoritative: false, records: Vec::new(), authority: Vec::new() }
+    }
+}
+
+impl From<Verdict> for Answer {
+    fn from(verdict: Verdict) -> Self {
+        let (code, records, authority) = match verdict {
+            Verdict::Records(records) => (ResponseCode::NoError, records, Vec::new()),
+            Verdict::NoData(soa) => (ResponseCode::NoError, Vec::new(), vec![*soa]),
+            Verdict::NoName(soa) => (ResponseCode::NXDomain, Vec::new(), vec![*soa]),
+        };
+        Self { code, authoritative: true, records, authority }
+    }
+}
+
+impl From<Forwarded> for Answer {
+    fn from(forwarded: Forwarded) -> Self {
+        let (code, records, authority) = match forwarded {
+            Forwarded::Answer(records) => (ResponseCode::NoError, records, Vec::new()),
+            Forwarded::Nothing { code, authority } => (code, Vec::new(), authority),
+            Forwarded::Unknown(why) => {
+                tracing::debug!(%why, "a name outside the overlay could not be resolved");
+                (ResponseCode::ServFail, Vec::new(), Vec::new())
+            }
+        };
+        Self { code, authoritative: false, records, authority }
+    }
+}
+
+impl Answering {
+    fn document(&self) -> RwLockReadGuard<'_, Document> {
+        self.document.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Overlay addresses and the host itself. Others have no business here, whatever way they came.
+    fn may_ask(&self, source: IpAddr) -> bool {
+        source.is_loopback() || self.is_in_overlay(source) || is_of_this_host(source)
+    }
+
+    fn is_in_overlay(&self, address: IpAddr) -> bool {
+        let document = self.document();
+        let Some(overlay) = document.overlay() else { return false };
+        overlay.cluster.contains_address(&address)
+            || document.segments().keys().any(|service| {
+                document.segment_net(service).is_some_and(|net| net.subnets.contains_address(&address))
+            })
+    }
+
+    async fn answer(&self, request: &Request) -> Answer {
+        if !self.may_ask(request.src().ip()) {
+            return Answer::nothing(ResponseCode::Refused);
+        }
+        if request.metadata.op_code != OpCode::Query {
+            return Answer::nothing(ResponseCode::NotImp);
+        }
+        // Exactly one question (RFC 9619).
+        let Ok(asked) = request.request_info() else { return Answer::nothing(ResponseCode::FormErr) };
+        if request.version() != 0 {
+            return Answer::nothing(ResponseCode::BADVERS);
+        }
+        let (name, kind) = (asked.query.original().name().clone(), asked.query.query_type());
+        if asked.query.query_class() != DNSClass::IN || matches!(kind, RecordType::AXFR | RecordType::IXFR) {
+            return Answer::nothing(ResponseCode::Refused);
+        }
+        let verdict = zone::answer(&self.document(), &self.zone, &name, kind);
+        if let Some(verdict) = verdict {
+            let mut answer = Answer::from(verdict);
+            let turn = usize::from(request.metadata.id) % answer.records.len().max(1);
+            // Not always the same one first.
+            answer.records.rotate_left(turn);
+            return answer;
+        }
+        if !request.metadata.recursion_desired {
+            return Answer::nothing(ResponseCode::Refused);
+        }
+        let begun = Instant::now();
+        let (forwarded, source) = self.forwarder.ask(name, kind, |ip| self.is_in_overlay(ip)).await;
+        self.witness.forwarded(source, begun.elapsed());
+        forwarded.into()
+    }
+}
+
+/// True for an address that packets can be sent from: only the host's own can be bound.
+fn is_of_this_host(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind(SocketAddr::new(address, 0)).is_ok()
+}
+
+/// The words of metric labels.
+fn word(answer: &Answer) -> &'static str {
+    match (answer.code, answer.records.is_empty()) {
+        (ResponseCode::NoError, false) => "answered",
+        (ResponseCode::NoError, true) => "no_data",
+        (ResponseCode::NXDomain, _) => "no_name",
+        (ResponseCode::Refused, _) => "refused",
+        (ResponseCode::ServFail, _) => "unknown",
+        _ => "malformed",
+    }
+}
+
+struct Handler(Arc<Answering>);
+
+#[async_trait::async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
+        let answer = self.0.answer(request).await;
+        self.0.witness.answered(word(&answer));
+        let mut metadata = Metadata::response_from_request(&request.metadata);
+        metadata.response_code = answer.code;
+        metadata.authoritative = answer.authoritative;
+        metadata.recursion_available = true;
+        let edns = request.edns.as_ref().map(|asked| {
+            let mut edns = Edns::new();
+            let takes = if request.protocol() == Protocol::Udp { asked.max_payload() } else { UDP_PAYLOAD_MAX };
+            edns.set_max_payload(takes.clamp(UDP_PAYLOAD_PLAIN, UDP_PAYLOAD_MAX));
+            edns
+        });
+        let mut builder = MessageResponseBuilder::from_message_request(request);
+        if let Some(edns) = &edns {
+            builder.edns(edns);
+        }
+        let message = builder.build(metadata, &answer.records, &answer.authority, [], []);
+        match handle.send_response(message).await {
+            Ok(info) => info,
+            Err(error) => {
+                tracing::debug!(%error, from = %request.src(), "an answer could not be sent");
+                ResponseInfo::from(hickory_resolver::proto::op::Header { metadata, counts: Default::default() })
+            }
+        }
+    }
+}
+
+/// Both sockets of one address.
+pub struct Listening {
+    datagrams: UdpSocket,
+    connections: TcpListener,
+}
+
+impl Listening {
+    /// Takes UDP and TCP of `address`, which need not be on the host yet.
+    ///
+    /// # Errors
+    /// When one of the ports is taken (`AddrInUse`) or may not be taken.
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, listen, socket};
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let take = |kind: SockType| -> io::Result<std::os::fd::OwnedFd> {
+            let socket = socket(family, kind, flags, None)?;
+            if kind == SockType::Stream {
+                // Connections of the agent before this one may still be ending.
+                setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            }
+            #[cfg(target_os = "linux")]
+            setsockopt(&socket, sockopt::IpFreebind, &true)?;
+            bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(address))?;
+            Ok(socket)
+        };
+        let datagrams = UdpSocket::from_std(take(SockType::Datagram)?.into())?;
+        let stream = take(SockType::Stream)?;
+        listen(&stream, nix::sys::socket::Backlog::new(64)?)?;
+        Ok(Self { datagrams, connections: TcpListener::from_std(stream.into())? })
+    }
+
+    /// Answers until the future is dropped, or a socket can no longer be read.
+    pub async fn serve(self, answering: Arc<Answering>) {
+        let mut server = Server::new(Handler(answering.clone()));
+        server.register_socket(self.datagrams);
+        tokio::select! {
+            ended = server.block_until_done() => {
+                if let Err(error) = ended {
+                    tracing::warn!(%error, "the resolver's socket cannot be read any more; it is opened again");
+                }
+            }
+            () = accept(self.connections, answering) => {}
+        }
+    }
+}
+
+/// Accepts connections, so many and no more: the library would take them without end.
+async fn accept(listener: TcpListener, answering: Arc<Answering>) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        let Ok(place) = free.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, from)) => {
+                let handler = Handler(answering.clone());
+                tasks.spawn(async move {
+                    let _place = place;
+                    if let Err(error) = converse(stream, from, handler).await {
+                        tracing::debug!(%error, %from, "a resolver's connection ended early");
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a resolver's connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        while tasks.try_join_next().is_some() {}
+    }
+}
+
+/// One connection: question and answer in turn, each with its length before it (RFC 1035 section 4.2.2).
+async fn converse(mut stream: TcpStream, from: SocketAddr, handler: Handler) -> io::Result<()> {
+    loop {
+        let question = tokio::time::timeout(SILENT_MAX, async {
+            let length = usize::from(stream.read_u16().await?);
+            let mut question = vec![0; length];
+            stream.read_exact(&mut question).await?;
+            Ok::<_, io::Error>(question)
+        });
+        let question = match question.await {
+            Ok(Ok(question)) => question,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(()),
+        };
+        let Ok(request) = Request::from_bytes(question, from, Protocol::Tcp) else { return Ok(()) };
+        let written = Written::default();
+        handler.handle_request::<_, hickory_server::net::runtime::TokioTime>(&request, written.clone()).await;
+        let answer = written.take();
+        let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };
+        let mut framed = length.to_be_bytes().to_vec();
+        framed.extend(answer);
+        tokio::time::timeout(SILENT_MAX, stream.write_all(&framed)).await??;
+    }
+}
+
+/// Keeps the bytes of an answer.
+#[derive(Clone, Default)]
+struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Written {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[async_trait::async_trait]
+impl ResponseHandler for Written {
+    async fn send_response<'a>(
+        &mut self,
+        response: MessageResponse<
+            '_,
+            'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+            impl Iterator<Item = &'a Record> + Send + 'a,
+        >,
+    ) -> Result<ResponseInfo, NetError> {
+        let mut bytes = Vec::new();
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.set_max_size(u16::MAX);
+        let info = response.destructive_emit(&mut encoder)?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+        Ok(info)
+    }
+}
