@@ -83,7 +83,10 @@ fn text(report: &Value) -> String {
             each.collect::<Vec<_>>().join(" ")
         };
         let zone = dns["zone"].as_str().unwrap_or("");
-        line("names", format!("{} in {zone}, served at {}; others asked of {}", dns["names"], all("listens"), all("asks")));
+        line(
+            "names",
+            format!("{} in {zone}, served at {}; others asked of {}", dns["names"], all("listens"), all("asks")),
+        );
         for trouble in dns["trouble"].as_array().into_iter().flatten() {
             let word = |name: &str| trouble[name].as_str().unwrap_or("").to_owned();
             line("", format!("NOT served at {}: {}", word("address"), word("why")));

@@ -112,9 +112,10 @@ impl Answering {
         let document = self.document();
         let Some(overlay) = document.overlay() else { return false };
         overlay.cluster.contains_address(&address)
-            || document.segments().keys().any(|service| {
-                document.segment_net(service).is_some_and(|net| net.subnets.contains_address(&address))
-            })
+            || document
+                .segments()
+                .keys()
+                .any(|service| document.segment_net(service).is_some_and(|net| net.subnets.contains_address(&address)))
     }
 
     async fn answer(&self, request: &Request) -> Answer {

@@ -18,6 +18,7 @@ mod device_scale;
 mod dice;
 mod lab;
 mod linux;
+mod names;
 mod overlay;
 mod overlay_node;
 mod overlay_ping;
