@@ -99,6 +99,9 @@ pub struct RunArguments {
     /// UDP and TCP port of the overlay's resolver [default: 53]
     #[arg(long, env = "OVERLAYD_DNS_PORT", value_name = "PORT")]
     dns_port: Option<u16>,
+    /// Where the system looks for a resolver of one zone, as /etc/resolver of macOS [default: none]
+    #[arg(long, env = "OVERLAYD_RESOLVER_DIR", value_name = "DIR")]
+    resolver_dir: Option<PathBuf>,
     /// The host's own resolver configuration [default: /etc/resolv.conf, and that of systemd-resolved before it]
     #[arg(long, env = "OVERLAYD_RESOLV_CONF", value_name = "FILE")]
     resolv_conf: Option<PathBuf>,
@@ -136,6 +139,7 @@ struct SettingsFile {
     dns_zone: Option<String>,
     dns_port: Option<u16>,
     resolv_conf: Option<PathBuf>,
+    resolver_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     log_format: Option<String>,
     log: Option<String>,
@@ -255,6 +259,7 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         policy,
         proxy_listen: flags.proxy_listen.or(file.proxy_listen).unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
         run_dir,
+        resolver_dir: flags.resolver_dir.or(file.resolver_dir),
         log_format,
         resolver,
     })

@@ -35,7 +35,6 @@ use crate::{
     reconcile::{
         engine::Engine,
         runtime::{self, Inbox, RuntimeOptions},
-        target::Facts,
     },
     wire::limits::EVENT_QUEUE,
 };
@@ -121,6 +120,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     let generation = document.generation();
     let options = NativeOptions {
         run_dir: settings.run_dir.clone(),
+        resolver_dir: settings.resolver_dir.clone(),
         ..NativeOptions::new(mark, settings.data_plane, settings.uapi_dir.clone())
     };
     let kernel =
@@ -137,7 +137,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         rounds::announce(inbox.clone(), latecomer.clone()),
     )
     .map_err(|error| RunError::Process("start the committer", error))?;
-    let facts = Facts { mtu: settings.mtu, run_dir: settings.run_dir.clone(), ..Facts::new(mark) };
+    let facts = settings.facts(mark);
     let resync_every = settings.resync_every;
     let engine = Engine::new(kernel, clock, committer.document(), facts);
     let (commands, queue) = runtime::commands();

@@ -180,6 +180,9 @@ pub struct ResolverRecord {
     pub node_ip: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Generation at which this record last changed.
+    #[serde(default)]
+    pub since: u64,
 }
 
 /// A stored record that this program cannot read.

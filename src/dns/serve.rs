@@ -40,6 +40,8 @@ use crate::{desired::Document, ids::DnsName};
 const UDP_PAYLOAD_MAX: u16 = 1_232;
 /// Longest answer by UDP to whoever does not say what it takes (RFC 1035 section 4.2.1).
 const UDP_PAYLOAD_PLAIN: u16 = 512;
+/// Addresses of one name that fit into the shortest answer.
+const FIT_ALWAYS: usize = 8;
 /// Connections to one address, and how long one may be silent.
 const CONNECTIONS_MAX: usize = 128;
 const SILENT_MAX: Duration = Duration::from_secs(5);
@@ -186,11 +188,22 @@ impl RequestHandler for Handler {
             edns.set_max_payload(takes.clamp(UDP_PAYLOAD_PLAIN, UDP_PAYLOAD_MAX));
             edns
         });
-        let mut builder = MessageResponseBuilder::from_message_request(request);
-        if let Some(edns) = &edns {
-            builder.edns(edns);
+        let edns = edns.as_ref();
+        let limit = match (request.protocol(), edns) {
+            (Protocol::Udp, Some(edns)) => usize::from(edns.max_payload()),
+            (Protocol::Udp, None) => usize::from(UDP_PAYLOAD_PLAIN),
+            _ => usize::from(u16::MAX),
+        };
+        let mut records = answer.records.as_slice();
+        if records.len() > FIT_ALWAYS {
+            let whole = encoded(message(request, edns, metadata, records, &answer.authority));
+            if whole.is_ok_and(|(_, bytes)| bytes.len() > limit) {
+                // A part of the answer is of use to nobody (RFC 2181 section 9), and would leave no room for what EDNS wants to say.
+                metadata.truncation = true;
+                records = &[];
+            }
         }
-        let message = builder.build(metadata, &answer.records, &answer.authority, [], []);
+        let message = message(request, edns, metadata, records, &answer.authority);
         match handle.send_response(message).await {
             Ok(info) => info,
             Err(error) => {
@@ -199,6 +212,45 @@ impl RequestHandler for Handler {
             }
         }
     }
+}
+
+fn message<'q, 'a>(
+    request: &'q Request,
+    edns: Option<&'q Edns>,
+    metadata: Metadata,
+    records: &'a [Record],
+    authority: &'a [Record],
+) -> MessageResponse<
+    'q,
+    'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+    impl Iterator<Item = &'a Record> + Send + 'a,
+> {
+    let mut builder = MessageResponseBuilder::from_message_request(request);
+    if let Some(edns) = edns {
+        builder.edns(edns);
+    }
+    builder.build(metadata, records, authority, [], [])
+}
+
+/// The bytes of an answer, however many.
+fn encoded<'a>(
+    response: MessageResponse<
+        '_,
+        'a,
+        impl Iterator<Item = &'a Record> + Send + 'a,
+        impl Iterator<Item = &'a Record> + Send + 'a,
+        impl Iterator<Item = &'a Record> + Send + 'a,
+        impl Iterator<Item = &'a Record> + Send + 'a,
+    >,
+) -> Result<(ResponseInfo, Vec<u8>), NetError> {
+    let mut bytes = Vec::new();
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(u16::MAX);
+    let info = response.destructive_emit(&mut encoder)?;
+    Ok((info, bytes))
 }
 
 /// Both sockets of one address.
@@ -322,10 +374,7 @@ impl ResponseHandler for Written {
             impl Iterator<Item = &'a Record> + Send + 'a,
         >,
     ) -> Result<ResponseInfo, NetError> {
-        let mut bytes = Vec::new();
-        let mut encoder = BinEncoder::new(&mut bytes);
-        encoder.set_max_size(u16::MAX);
-        let info = response.destructive_emit(&mut encoder)?;
+        let (info, bytes) = encoded(response)?;
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
         Ok(info)
     }

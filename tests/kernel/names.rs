@@ -14,7 +14,7 @@ use overlayd::wire::{AttachHandle, OverlayMode, Request, Response};
 
 use crate::{
     container::Container,
-    containers::scene::{DUAL, Wish, outside, single, single_with},
+    containers::scene::{DUAL, Wish, bridge_of, outside, single, single_with},
     lab::{Node, isolated},
     overlay_node::{OverlayNode, until},
 };
@@ -127,7 +127,7 @@ fn every_kind_of_question_about_the_overlay_gets_its_answer() {
 fn containers_are_found_by_service_and_id_and_by_each_other() {
     isolated(|| {
         let node = single(DUAL);
-        node.segment("web", OverlayMode::Auto);
+        let bridge = bridge_of(&node.segment("web", OverlayMode::Auto));
         let (one, two) = (Container::new(), Container::new());
         let first = node.attach(&one, Wish::to("web"));
         let second = node.attach(&two, Wish::to("web").fenced("red").global());
@@ -136,14 +136,7 @@ fn containers_are_found_by_service_and_id_and_by_each_other() {
         let own = data(&told(&node.node, &format!("{}.web.overlay.", one.pid), RecordType::A));
         assert_eq!(own, set(&[&first.to_string()]));
         // A container asks its own gateway, and a fenced one may do so too.
-        let gateway = node.gateways("zl-a-0-web-b");
-        let gateways: Vec<IpAddr> =
-            if gateway.is_empty() { Vec::new() } else { gateway.iter().map(|net| net.addr()).collect() };
-        let gateways: Vec<IpAddr> = if gateways.is_empty() {
-            node.link_names().iter().flat_map(|link| node.gateways(link)).map(|net| net.addr()).collect()
-        } else {
-            gateways
-        };
+        let gateways: Vec<IpAddr> = node.gateways(&bridge).iter().map(|net| net.addr()).collect();
         let reaches = |container: &Container| {
             let question = Question::new("web.overlay.", RecordType::A);
             let mut all = gateways.iter().map(|ip| SocketAddr::new(*ip, 53));
@@ -268,7 +261,8 @@ fn a_taken_port_is_said_and_taken_when_it_is_free() {
         node.start();
         node.setup(DUAL.cluster, Some(DUAL.slices[0]), crate::overlay_node::PORT);
         register(&node, "db", "10.200.0.9");
-        let status = || String::from_utf8(node.command(&["status"]).stdout).unwrap();
+        let socket = node.socket().to_string_lossy().into_owned();
+        let status = || String::from_utf8(node.command(&["status", "--socket", &socket]).stdout).unwrap();
         until("the trouble is shown", || status().contains("NOT served at 10.200.0.1:53"));
         node.assert_no_difference();
         drop(taken);
@@ -284,5 +278,71 @@ fn a_resolver_that_is_off_takes_no_port() {
         register(&node, "db", "10.200.0.9");
         node.node.run(|| std::net::UdpSocket::bind((OWN, 53))).unwrap();
         node.node.run(|| std::net::TcpListener::bind((OWN, 53))).unwrap();
+    });
+}
+
+#[test]
+fn a_resolver_file_is_written_kept_right_and_taken_back_and_nobody_elses_is_touched() {
+    isolated(|| {
+        let directory = std::env::temp_dir().join(format!("resolver-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let path = |zone: &str| directory.join(zone);
+        let mut node = OverlayNode::new("a");
+        node.flags.extend(["--resolver-dir".into(), directory.to_string_lossy().into_owned()]);
+        node.start();
+        let write = |node: &OverlayNode, zone: &str, port| {
+            node.ask(Request::WriteScopedResolver { zone: zone.into(), node_ip: OWN.parse().unwrap(), port })
+        };
+        let text = |zone: &str| std::fs::read_to_string(path(zone)).unwrap();
+        // Before there is an overlay, and with the bytes that the system reads.
+        assert_eq!(write(&node, "overlay", None), Response::Ok);
+        assert!(text("overlay").ends_with("\nnameserver 10.200.0.1\n") && text("overlay").lines().count() == 2);
+        assert_eq!(write(&node, "Two.Overlay.", Some(5353)), Response::Ok);
+        assert!(text("two.overlay").ends_with("\nnameserver 10.200.0.1\nport 5353\n"));
+        assert_eq!(write(&node, "overlay", Some(15_353)), Response::Ok);
+        assert!(text("overlay").ends_with("\nnameserver 10.200.0.1\nport 15353\n"));
+        assert_eq!(node.total("overlayd_drift_total"), 0.0);
+
+        // Killed, and spoiled meanwhile.
+        node.kill();
+        assert!(text("overlay").contains("15353"), "it survives the agent");
+        std::fs::write(path("overlay"), format!("{}nameserver 192.0.2.1\n", text("overlay"))).unwrap();
+        std::fs::remove_file(path("two.overlay")).unwrap();
+        node.start();
+        assert!(text("overlay").ends_with("\nnameserver 10.200.0.1\nport 15353\n"));
+        assert!(path("two.overlay").exists());
+
+        // Somebody else's file, and a link to one, are left alone.
+        std::fs::write(path("theirs"), "nameserver 192.0.2.53\n").unwrap();
+        std::os::unix::fs::symlink(path("theirs"), path("link")).unwrap();
+        for taken in ["theirs", "link"] {
+            let refused = write(&node, taken, None);
+            assert!(matches!(&refused, Response::Err { message } if message.contains(taken)), "{refused:?}");
+            let removed = node.request(Request::RemoveScopedResolver { zone: taken.into() });
+            assert_eq!(removed, Response::Ok);
+        }
+        assert_eq!(text("theirs"), "nameserver 192.0.2.53\n");
+        assert!(path("link").is_symlink());
+
+        let before = node.status();
+        for bad in ["../etc", "a/b", "", ".", "..", ".overlay", "a..b", "nul\0", &"x".repeat(300), "ü.overlay", "a b"]
+        {
+            let refused = node.refused(Request::WriteScopedResolver {
+                zone: bad.into(),
+                node_ip: OWN.parse().unwrap(),
+                port: None,
+            });
+            assert!(refused.contains("zone"), "{bad:?}: {refused}");
+        }
+        assert_eq!(node.status(), before);
+        for zone in ["overlay", "two.overlay"] {
+            assert_eq!(node.request(Request::RemoveScopedResolver { zone: zone.into() }), Response::Ok);
+        }
+        let left: BTreeSet<String> = std::fs::read_dir(&directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert_eq!(left, set(&["link", "theirs"]));
+        std::fs::remove_dir_all(directory).unwrap();
     });
 }

@@ -29,7 +29,8 @@ pub struct Question {
 
 impl Question {
     pub fn new(name: &str, kind: RecordType) -> Self {
-        let name = Name::from_ascii(name).unwrap();
+        // Also names that no host has.
+        let name = Name::from_labels(name.trim_end_matches('.').split('.').map(str::as_bytes)).unwrap();
         Self { name, kind, is_by_tcp: false, payload: None, patience: Duration::from_millis(500) }
     }
 
