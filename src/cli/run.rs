@@ -225,24 +225,15 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         ..Policy::default()
     };
     let run_dir = flags.run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into());
-    let resolver = match flags.dns.or(file.dns).as_deref() {
-        None | Some("on") => Some(ResolverSettings {
-            zone: match flags.dns_zone.or(file.dns_zone) {
-                Some(zone) => zone.parse().map_err(|error| format!("dns_zone: {error}"))?,
-                None => DEFAULT_ZONE.parse().map_err(|error| format!("the default zone: {error}"))?,
-            },
-            port: match flags.dns_port.or(file.dns_port).unwrap_or(DNS_PORT) {
-                0 => return Err("dns_port: must be from 1 to 65535; to serve no names, say dns off".into()),
-                port => port,
-            },
-            configurations: match flags.resolv_conf.or(file.resolv_conf) {
-                Some(path) => vec![path],
-                None => vec![run_dir.join("systemd/resolve/resolv.conf"), "/etc/resolv.conf".into()],
-            },
-        }),
-        Some("off") => None,
-        Some(other) => return Err(format!("dns {other:?}: must be on or off")),
-    };
+    let resolver = resolver(
+        flags.dns.or(file.dns).as_deref(),
+        flags.dns_zone.or(file.dns_zone).as_deref(),
+        flags.dns_port.or(file.dns_port),
+        match flags.resolv_conf.or(file.resolv_conf) {
+            Some(path) => vec![path],
+            None => vec![run_dir.join("systemd/resolve/resolv.conf"), "/etc/resolv.conf".into()],
+        },
+    )?;
     let metrics = DEFAULT_METRICS.parse().map_err(|_| "the default metrics address is not an address")?;
     Ok(Settings {
         state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -263,6 +254,24 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         log_format,
         resolver,
     })
+}
+
+fn resolver(
+    serves: Option<&str>,
+    zone: Option<&str>,
+    port: Option<u16>,
+    configurations: Vec<PathBuf>,
+) -> Result<Option<ResolverSettings>, String> {
+    match serves {
+        None | Some("on") => {}
+        Some("off") => return Ok(None),
+        Some(other) => return Err(format!("dns {other:?}: must be on or off")),
+    }
+    let zone = zone.unwrap_or(DEFAULT_ZONE).parse().map_err(|error| format!("dns_zone: {error}"))?;
+    match port.unwrap_or(DNS_PORT) {
+        0 => Err("dns_port: must be from 1 to 65535; to serve no names, say dns off".into()),
+        port => Ok(Some(ResolverSettings { zone, port, configurations })),
+    }
 }
 
 /// A subnet has room for its network address, the gateway and at least one container.

@@ -9,6 +9,8 @@
 //! one peer (A34).
 
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 mod lookup;
 mod serve;
 mod zone;

@@ -7,23 +7,28 @@
 //! SERVFAIL means that nobody can know, NXDOMAIN that we do, REFUSED that it is none of the asker's business.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
 use hickory_resolver::proto::{
-    op::{Edns, Metadata, OpCode, ResponseCode},
+    op::{Edns, Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode},
     rr::{DNSClass, Record, RecordType},
 };
 use hickory_server::{
-    net::{NetError, runtime::Time, xfer::Protocol},
+    net::{
+        NetError,
+        runtime::{Time, TokioTime},
+        xfer::Protocol,
+    },
     proto::serialize::binary::BinEncoder,
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo, Server},
     zone_handler::{MessageResponse, MessageResponseBuilder},
 };
-use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -42,8 +47,10 @@ const UDP_PAYLOAD_MAX: u16 = 1_232;
 const UDP_PAYLOAD_PLAIN: u16 = 512;
 /// Addresses of one name that fit into the shortest answer.
 const FIT_ALWAYS: usize = 8;
-/// Connections to one address, and how long one may be silent.
+/// Connections to one address, those among them of one asker, those that wait to be accepted, and how long one may be silent.
 const CONNECTIONS_MAX: usize = 128;
+const CONNECTIONS_OF_ONE_MAX: usize = 16;
+const BACKLOG: i32 = 64;
 const SILENT_MAX: Duration = Duration::from_secs(5);
 
 /// Told of everything that was answered.
@@ -171,10 +178,11 @@ fn word(answer: &Answer) -> &'static str {
     }
 }
 
-struct Handler(Arc<Answering>);
+/// Answers what the library has read.
+struct Responder(Arc<Answering>);
 
 #[async_trait::async_trait]
-impl RequestHandler for Handler {
+impl RequestHandler for Responder {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
         let answer = self.0.answer(request).await;
         self.0.witness.answered(word(&answer));
@@ -208,7 +216,7 @@ impl RequestHandler for Handler {
             Ok(info) => info,
             Err(error) => {
                 tracing::debug!(%error, from = %request.src(), "an answer could not be sent");
-                ResponseInfo::from(hickory_resolver::proto::op::Header { metadata, counts: Default::default() })
+                ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() })
             }
         }
     }
@@ -265,29 +273,31 @@ impl Listening {
     /// # Errors
     /// When one of the ports is taken (`AddrInUse`) or may not be taken.
     pub fn open(address: SocketAddr) -> io::Result<Self> {
-        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, listen, socket};
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let take = |kind: SockType| -> io::Result<std::os::fd::OwnedFd> {
-            let socket = socket(family, kind, flags, None)?;
-            if kind == SockType::Stream {
+        let take = |kind: Type| -> io::Result<Socket> {
+            let socket = Socket::new(Domain::for_address(address), kind, None)?;
+            socket.set_nonblocking(true)?;
+            if kind == Type::STREAM {
                 // Connections of the agent before this one may still be ending.
-                setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+                socket.set_reuse_address(true)?;
             }
             #[cfg(target_os = "linux")]
-            setsockopt(&socket, sockopt::IpFreebind, &true)?;
-            bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(address))?;
+            if address.is_ipv4() {
+                socket.set_freebind_v4(true)?;
+            } else {
+                socket.set_freebind_v6(true)?;
+            }
+            socket.bind(&address.into())?;
             Ok(socket)
         };
-        let datagrams = UdpSocket::from_std(take(SockType::Datagram)?.into())?;
-        let stream = take(SockType::Stream)?;
-        listen(&stream, nix::sys::socket::Backlog::new(64)?)?;
-        Ok(Self { datagrams, connections: TcpListener::from_std(stream.into())? })
+        let datagrams = UdpSocket::from_std(take(Type::DGRAM)?.into())?;
+        let connections = take(Type::STREAM)?;
+        connections.listen(BACKLOG)?;
+        Ok(Self { datagrams, connections: TcpListener::from_std(connections.into())? })
     }
 
     /// Answers until the future is dropped, or a socket can no longer be read.
     pub async fn serve(self, answering: Arc<Answering>) {
-        let mut server = Server::new(Handler(answering.clone()));
+        let mut server = Server::new(Responder(answering.clone()));
         server.register_socket(self.datagrams);
         tokio::select! {
             ended = server.block_until_done() => {
@@ -303,15 +313,17 @@ impl Listening {
 /// Accepts connections, so many and no more: the library would take them without end.
 async fn accept(listener: TcpListener, answering: Arc<Answering>) {
     let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut tasks = tokio::task::JoinSet::new();
+    let callers = Arc::new(Callers::default());
     loop {
         let Ok(place) = free.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let handler = Handler(answering.clone());
-                tasks.spawn(async move {
-                    let _place = place;
-                    if let Err(error) = converse(stream, from, handler).await {
+                // One that has too many already is hung up on.
+                let Some(line) = callers.clone().let_in(from.ip()) else { continue };
+                let answering = answering.clone();
+                tokio::spawn(async move {
+                    let _until_the_end = (place, line);
+                    if let Err(error) = converse(stream, from, &answering).await {
                         tracing::debug!(%error, %from, "a resolver's connection ended early");
                     }
                 });
@@ -321,12 +333,51 @@ async fn accept(listener: TcpListener, answering: Arc<Answering>) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
-        while tasks.try_join_next().is_some() {}
+    }
+}
+
+/// How many connections each address has: nobody may take all of them.
+#[derive(Default)]
+struct Callers(Mutex<HashMap<IpAddr, usize>>);
+
+/// One connection of an address, until it is dropped.
+struct Line {
+    callers: Arc<Callers>,
+    from: IpAddr,
+}
+
+impl Callers {
+    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_in(self: Arc<Self>, from: IpAddr) -> Option<Line> {
+        {
+            let mut counts = self.counts();
+            let count = counts.entry(from).or_default();
+            if *count >= CONNECTIONS_OF_ONE_MAX {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Line { callers: self, from })
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let mut counts = self.callers.counts();
+        if let Some(count) = counts.get_mut(&self.from) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.from);
+            }
+        }
     }
 }
 
 /// One connection: question and answer in turn, each with its length before it (RFC 1035 section 4.2.2).
-async fn converse(mut stream: TcpStream, from: SocketAddr, handler: Handler) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, from: SocketAddr, answering: &Arc<Answering>) -> io::Result<()> {
     loop {
         let question = tokio::time::timeout(SILENT_MAX, async {
             let length = usize::from(stream.read_u16().await?);
@@ -340,10 +391,7 @@ async fn converse(mut stream: TcpStream, from: SocketAddr, handler: Handler) -> 
             Ok(Err(error)) => return Err(error),
             Err(_) => return Ok(()),
         };
-        let Ok(request) = Request::from_bytes(question, from, Protocol::Tcp) else { return Ok(()) };
-        let written = Written::default();
-        handler.handle_request::<_, hickory_server::net::runtime::TokioTime>(&request, written.clone()).await;
-        let answer = written.take();
+        let Some(answer) = reply(answering, question, from, Protocol::Tcp).await else { return Ok(()) };
         let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };
         let mut framed = length.to_be_bytes().to_vec();
         framed.extend(answer);
@@ -351,9 +399,25 @@ async fn converse(mut stream: TcpStream, from: SocketAddr, handler: Handler) -> 
     }
 }
 
+/// The answer to one message; `None` to what is no question.
+pub(super) async fn reply(
+    answering: &Arc<Answering>,
+    question: Vec<u8>,
+    from: SocketAddr,
+    protocol: Protocol,
+) -> Option<Vec<u8>> {
+    let request = Request::from_bytes(question, from, protocol).ok()?;
+    if request.metadata.message_type != MessageType::Query {
+        return None;
+    }
+    let written = Written::default();
+    Responder(answering.clone()).handle_request::<_, TokioTime>(&request, written.clone()).await;
+    Some(written.take())
+}
+
 /// Keeps the bytes of an answer.
 #[derive(Clone, Default)]
-struct Written(Arc<std::sync::Mutex<Vec<u8>>>);
+struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
     fn take(&self) -> Vec<u8> {
