@@ -84,3 +84,47 @@ pub fn message(bytes: &[u8]) {
         }
     }
 }
+
+/// Questions of every kind that are answered, and of some that are not.
+#[cfg(test)]
+pub fn seeds() -> Vec<(String, Vec<u8>)> {
+    use hickory_resolver::proto::{
+        op::{Edns, MessageType, OpCode, Query},
+        rr::{DNSClass, Name, RecordType},
+    };
+    let names = [
+        "overlay.",
+        "ns.overlay.",
+        "many.overlay.",
+        "A.b.OVERLAY.",
+        "b.overlay.",
+        "nobody.overlay.",
+        "1.9.200.10.in-addr.arpa.",
+        "200.10.in-addr.arpa.",
+        "x.1.9.200.10.in-addr.arpa.",
+        "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.",
+        "example.com.",
+        ".",
+    ];
+    let mut all = Vec::new();
+    for name in names {
+        for kind in
+            [RecordType::A, RecordType::AAAA, RecordType::PTR, RecordType::SOA, RecordType::ANY, RecordType::AXFR]
+        {
+            let mut message = Message::new(0x1234, MessageType::Query, OpCode::Query);
+            message.metadata.recursion_desired = kind != RecordType::ANY;
+            let mut query = Query::query(Name::from_ascii(name).unwrap(), kind);
+            if kind == RecordType::SOA {
+                query.set_query_class(DNSClass::CH);
+            }
+            message.add_query(query);
+            if kind == RecordType::A {
+                let mut edns = Edns::new();
+                edns.set_max_payload(4_096);
+                message.edns = Some(edns);
+            }
+            all.push((format!("{}-{kind}", name.replace('.', "_")), message.to_vec().unwrap()));
+        }
+    }
+    all
+}

@@ -118,7 +118,7 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
     /// Runs one round. A scope of some keys becomes a full round when the cache cannot be trusted.
     pub async fn round(&mut self, scope: Scope) -> Round {
         let mut round = match scope {
-            Scope::Keys(keys) if self.trusted => self.scoped_round(keys).await,
+            Scope::Keys(keys) if self.trusted && self.knows_sides(&keys) => self.scoped_round(keys).await,
             Scope::Keys(_) | Scope::Everything => self.full_round(self.whole_look()).await,
         };
         self.record(&mut round);
@@ -179,7 +179,20 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     /// As much as has to be looked at for the whole node to be known.
     fn whole_look(&self) -> Look {
-        if self.insides_trusted { Look::Host } else { Look::Node }
+        let sides = places(&self.document(), &self.facts).insides;
+        let sides: BTreeSet<Key> = sides.into_keys().map(Key::Inside).collect();
+        if self.insides_trusted && self.knows_sides(&sides) { Look::Host } else { Look::Node }
+    }
+
+    /// False when among `keys` is the side of a container at a port that is there, and nobody has looked at it: it was not wanted before.
+    fn knows_sides(&self, keys: &BTreeSet<Key>) -> bool {
+        let view = self.view.read();
+        keys.iter().all(|key| match key {
+            Key::Inside(port) => {
+                view.snapshot.find(key).is_some() || view.snapshot.find(&Key::Link(port.clone())).is_none()
+            }
+            _ => true,
+        })
     }
 
     async fn full_round(&mut self, first: Look) -> Round {

@@ -167,6 +167,10 @@ impl Planner<'_> {
         {
             return;
         }
+        // A port that was not seen may be there, and is fenced in as long as it is.
+        if *key == Key::Ruleset && !self.snapshot.is_whole(Subsystem::Link) {
+            return;
+        }
         self.step(Action::Delete { key: key.clone(), was: seen.spec.clone() }, Reason::Extra);
     }
 

@@ -175,3 +175,24 @@ fn what_went_with_a_port_whose_removal_seemed_to_fail_is_no_drift() {
     let round = world.round();
     assert!(round.drift.is_empty(), "{:?}", round.drift);
 }
+
+/// A container is detached and its port cannot be removed; then it is attached again, to another service, and the rules cannot be changed.
+#[test]
+fn what_is_in_a_container_that_comes_back_is_looked_at_before_its_former_address_leaves_the_firewall() {
+    let mut world = World::converged(1);
+    world.apply(&container(1, "web"));
+    let former = world.document.read().unwrap().attachments()[&pid(1)].addresses[0];
+    let fail = || Fault::FailBefore(ActionError::Failed("simulated".into()));
+    world.kernel.inject(fail());
+    world.apply(&Edit::Detach(pid(1)));
+    world.round();
+    assert!(world.seen(&Key::Link("veth-1-s".parse().unwrap())).is_some(), "the case that is meant");
+    world.kernel.inject(fail());
+    world.apply(&with(container(1, "db"), |wanted| wanted.isolation_network = Some("blue".parse().unwrap())));
+    let has_former = world.kernel.node(|node| {
+        let side = node.objects().get(&Key::Inside("veth-1-s".parse().unwrap())).map(|seen| seen.spec.clone());
+        matches!(side, Some(Spec::Inside(side)) if side.addresses.iter().any(|net| net.addr() == former))
+    });
+    assert!(has_former, "the case that is meant");
+    assert!(world.seen(&Key::Member(former)).is_some());
+}

@@ -18,8 +18,8 @@ use overlayd::{
     action::Action,
     ids::{Cidr, IfName, Netns, WgPublicKey},
     object::{
-        DeviceSpec, EndpointSpec, FileSpec, InsideRoute, InsideSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec,
-        RouteSpec, Setting, Spec, Subsystem, VethPeer,
+        ADDRESS_PROTOCOL, DeviceSpec, EndpointSpec, FileSpec, InsideRoute, InsideSpec, Key, KeyPair, LinkKind,
+        LinkSpec, Mark, PeerSpec, RouteSpec, Setting, Spec, Subsystem, VethPeer,
     },
     observed::{Coverage, Neighbour, Observation, Observed, Owner},
     platform::{
@@ -33,6 +33,7 @@ use rtnetlink::{
     packet_core::NetlinkPayload,
     packet_route::{
         RouteNetlinkMessage,
+        address::AddressAttribute,
         link::{LinkAttribute, LinkMessage},
         route::{RouteHeader, RouteProtocol},
     },
@@ -48,6 +49,7 @@ mod firewall_matrix;
 mod firewall_town;
 mod notifications;
 mod wireguard;
+mod wireguard_scale;
 
 /// Longest wait for something that the kernel does by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -63,6 +65,13 @@ fn other_mark() -> Mark {
 #[expect(clippy::explicit_write, reason = "println! is shown only for tests that fail")]
 fn skipped(test: &str, reason: &str) {
     writeln!(std::io::stdout(), "SKIPPED: {test}: {reason}").unwrap();
+}
+
+/// What this kernel can do, for the table in docs/TESTING.md.
+#[expect(clippy::explicit_write, reason = "println! is shown only for tests that fail")]
+fn seen_here(what: &str) {
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    writeln!(std::io::stdout(), "SEEN: Linux {release}: {what}").unwrap();
 }
 
 /// Runs a test on a thread of its own in a new network namespace.

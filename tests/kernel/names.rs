@@ -119,6 +119,8 @@ fn every_kind_of_question_about_the_overlay_gets_its_answer() {
             let answer = Question::new("overlay.", transfer).by_tcp().ask(host, server(OWN)).unwrap();
             assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
         }
+        let by_ipv6 = Question::new("four.only.overlay.", RecordType::A).patiently();
+        assert_eq!(data(&by_ipv6.ask(host, server("fd00:200:0:1::1")).unwrap()), set(&["10.200.0.11"]));
         assert!(node.total("overlayd_dns_queries_total") > 20.0);
     });
 }

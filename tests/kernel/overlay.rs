@@ -10,9 +10,10 @@ use crate::{
 
 mod change;
 mod drift;
+mod flood;
 mod meddling;
 mod restart;
-mod scale;
+pub mod scale;
 mod strangers;
 
 /// Longest wait for the first ping, handshake included.

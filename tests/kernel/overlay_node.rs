@@ -296,11 +296,21 @@ impl OverlayNode {
 
     /// Makes the agent look at the whole node and waits for that round.
     pub fn resync(&self) {
-        let answer = block_on(async {
-            let mut client = Client::connect(&self.socket()).await.unwrap();
-            client.agent_request(AgentRequest::Resync).await.unwrap()
-        });
-        assert!(matches!(answer, AgentResponse::Report { .. }), "{answer:?}");
+        self.report(AgentRequest::Resync);
+    }
+
+    /// The generation of the document.
+    pub fn generation(&self) -> u64 {
+        self.report(AgentRequest::Status)["generation"].as_u64().unwrap()
+    }
+
+    fn report(&self, request: AgentRequest) -> Value {
+        let answer =
+            block_on(async { Client::connect(&self.socket()).await.unwrap().agent_request(request).await.unwrap() });
+        match answer {
+            AgentResponse::Report { report } => report,
+            AgentResponse::Err { message } => panic!("{message}"),
+        }
     }
 
     pub fn setup(&self, cluster: &str, slice: Option<&str>, port: u16) -> IfName {

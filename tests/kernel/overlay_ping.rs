@@ -122,7 +122,8 @@ fn flood(to: IpAddr, pause: Duration, stop: &AtomicBool) -> Pings {
             Some(since) if waiting.is_empty() || since.elapsed() > GRACE => break,
             None | Some(_) => {}
         }
-        std::thread::sleep(Duration::from_millis(1));
+        // A slow series looks less often: it may run for long.
+        std::thread::sleep(Duration::from_millis(1).max(pause / 100));
     }
     pings.lost += waiting.len() as u64;
     pings

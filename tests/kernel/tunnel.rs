@@ -81,7 +81,8 @@ impl End {
     }
 
     pub fn client(&self) -> UapiClient {
-        UapiClient::new(&self.dir, &ifname())
+        // Of a busy machine a call may ask for more than the agent would wait.
+        UapiClient::new(&self.dir, &ifname()).with_limit(CALL_LIMIT)
     }
 
     pub fn set(&self, changes: Vec<UapiChange>) -> Result<(), UapiError> {
@@ -173,6 +174,7 @@ pub struct Report {
     pub gap: Duration,
 }
 
+const CALL_LIMIT: Duration = Duration::from_secs(60);
 const STEP: Duration = Duration::from_millis(2);
 /// How long the last packets are waited for.
 const GRACE: Duration = Duration::from_millis(700);

@@ -4,6 +4,9 @@ guest=
 # Processor time that the guest has had, in hundredths of a second: on a loaded machine it says more than the clock.
 guest_ticks=0
 
+# Two nanoseconds for an instruction; when there is nothing to do, the clock goes to the next timer.
+virtual_time=(-icount "shift=1,sleep=off")
+
 # start_guest KERNEL RAMDISK [QEMU ARGUMENT]...: in the background; its lines go to $work/said, its kernel's to $work/console.
 #
 # q35 has the timers that a kernel needs to find out the speed of an emulated processor. One processor: with two, the

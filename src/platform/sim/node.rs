@@ -169,7 +169,9 @@ impl SimNode {
 
     pub fn observe(&self, interest: &Interest) -> Observation {
         let wanted = |key: &Key, seen: &Observed| {
-            interest.subsystems.contains(&key.subsystem()) && (seen.is_ours() || in_the_way(key, interest))
+            interest.subsystems.contains(&key.subsystem())
+                && (seen.is_ours() || in_the_way(key, interest))
+                && is_entered(key, &seen.spec, interest)
         };
         let members = self.objects.values().filter_map(|seen| match &seen.spec {
             Spec::Member(member) if seen.is_ours() => Some(member),
@@ -402,6 +404,16 @@ impl SimPeer {
             self.sessions_lost += 1;
         }
         self.stats = PeerStats::default();
+    }
+}
+
+/// False for the side of a container that nobody asks for: its namespace is found by what is wanted in it (`detach-half-seen.txt`).
+fn is_entered(key: &Key, is: &Spec, interest: &Interest) -> bool {
+    match (key, is) {
+        (Key::Inside(veth), Spec::Inside(is)) => {
+            interest.insides.get(veth).is_some_and(|wanted| wanted.netns == is.netns)
+        }
+        _ => true,
     }
 }
 

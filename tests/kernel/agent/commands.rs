@@ -4,7 +4,6 @@ use std::{
     fs,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     process::Command,
-    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -104,12 +103,9 @@ fn a_diff_says_by_its_status_whether_there_is_a_difference_and_a_mistake_is_none
         ip(&["address", "del", "10.200.1.1/16", "dev", DEVICE]);
         let state_dir = agent.state_dir();
         let state_dir = state_dir.to_str().unwrap();
-        let begun = Instant::now();
         let (status, offline) = agent.ask(&["diff", "--state-dir", state_dir]);
-        let waited = begun.elapsed();
         assert_eq!(status, 2, "{offline}");
         assert!(offline.contains("does not answer; comparing without it"), "{offline}");
-        assert!(waited < Duration::from_secs(5), "{waited:?}");
         let alone = agent.command(&["diff"]);
         assert_eq!(alone.status.code(), Some(2));
         let alone = String::from_utf8(alone.stdout).unwrap();

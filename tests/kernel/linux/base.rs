@@ -86,6 +86,11 @@ fn addresses_are_made_seen_and_removed_and_a_strangers_stays() {
                 run(&mut kernel, create(key.clone(), Spec::Address)).await.unwrap();
             }
         }
+        let made =
+            witness.address().get().set_link_index_filter(index).execute().try_collect::<Vec<_>>().await.unwrap();
+        let ours_is = AddressAttribute::Protocol(ADDRESS_PROTOCOL.into());
+        let count = made.iter().filter(|address| address.attributes.contains(&ours_is)).count();
+        seen_here(&format!("{count} of our {} addresses say who made them (IFA_PROTO)", ours.len()));
         let foreign = address_key("zl-a", "10.77.0.1/24");
         let foreign_address = IpAddr::from([10, 77, 0, 1]);
         witness.address().add(index, foreign_address, 24).execute().await.unwrap();

@@ -68,7 +68,12 @@ fn ruleset_and_members_are_read_back_as_they_were_written() {
         for (address, spec) in all.clone() {
             run(&mut kernel, create_member(address, spec)).await.unwrap();
         }
-        println!("{}", printed("nft", &["list", "ruleset"]).unwrap_or_default());
+        if let Some(text) = printed("nft", &["list", "ruleset"]) {
+            println!("{text}");
+            // Both flags are set or none: see `HELD_BY_SOCKET` in the backend.
+            let way = if text.contains("flags owner") { "have the flags owner and persist" } else { "have no flags" };
+            seen_here(&format!("our nft tables {way}"));
+        }
         let (seen, members) = seen(&mut kernel).await;
         assert_eq!(seen, Some(ruleset()));
         assert_eq!(members, all.into_iter().map(|(address, spec)| (address.parse().unwrap(), spec)).collect());

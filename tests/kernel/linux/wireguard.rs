@@ -262,8 +262,8 @@ fn a_peer_with_five_thousand_allowed_ips_is_written_and_read_back_whole() {
             assert_replaces_nothing(&peers_in(message));
         }
         let last = sent.last().unwrap();
-        let way = if removal_flags(&peers_in(last)) > 0 { "by flag" } else { "by parking" };
-        println!("allowed IPs are removed {way}");
+        let way = if removal_flags(&peers_in(last)) > 0 { "by WGALLOWEDIP_F_REMOVE_ME" } else { "with a parking peer" };
+        seen_here(&format!("single allowed IPs are removed {way}"));
     });
 }
 

@@ -87,6 +87,11 @@ fn edit(document: &mut Document, edit: &Edit) -> Touched {
 }
 
 fn document(peers: u32) -> Document {
+    document_of((0..peers).map(peer))
+}
+
+/// An overlay and what else is asked for.
+pub fn document_of(edits: impl IntoIterator<Item = Edit>) -> Document {
     let mut document = Document::default();
     let own = KeyPair::from_private(PrivateKey::from_random_bytes([7; 32]));
     document.absorb(1, &[Mutation { key: RecordKey::NodeKey, record: Some(Record::NodeKey(own)) }]);
@@ -100,26 +105,26 @@ fn document(peers: u32) -> Document {
         nat: None,
     };
     edit(&mut document, &Edit::EnsureOverlay(overlay));
-    for number in 0..peers {
-        edit(&mut document, &peer(number));
+    for wanted in edits {
+        edit(&mut document, &wanted);
     }
     document
 }
 
 /// The loop's inside, driven by hand.
-struct Bench<K> {
+pub struct Bench<K> {
     document: Arc<RwLock<Document>>,
-    engine: Engine<K, SystemClock>,
+    pub engine: Engine<K, SystemClock>,
 }
 
 impl<K: Kernel> Bench<K> {
-    fn new(kernel: K, mark: Mark, document: Document) -> Self {
+    pub fn new(kernel: K, mark: Mark, document: Document) -> Self {
         let document = Arc::new(RwLock::new(document));
         let engine = Engine::new(kernel, SystemClock, document.clone(), Facts::new(mark));
         Self { document, engine }
     }
 
-    async fn full(&mut self) -> Round {
+    pub async fn full(&mut self) -> Round {
         let round = self.engine.round(Scope::Everything).await;
         assert!(round.in_sync, "{round:?}");
         round
@@ -134,16 +139,16 @@ impl<K: Kernel> Bench<K> {
     }
 }
 
-fn mark() -> Mark {
+pub fn mark() -> Mark {
     Mark::of_instance("/run/scale")
 }
 
-fn device() -> IfName {
+pub fn device() -> IfName {
     "zl-e2e-0-g".parse().unwrap()
 }
 
 /// The peers in a captured netlink message; a device flag is a defect.
-fn peers_in(message: &[u8]) -> Vec<WireguardPeer> {
+pub fn peers_in(message: &[u8]) -> Vec<WireguardPeer> {
     // After nlmsghdr and genlmsghdr.
     let attributes = NlasIterator::new(&message[20..]);
     let peers = attributes.filter_map(|attribute| match WireguardAttribute::parse(&attribute.unwrap()).unwrap() {
@@ -154,7 +159,7 @@ fn peers_in(message: &[u8]) -> Vec<WireguardPeer> {
     peers.flatten().collect()
 }
 
-fn replaces_allowed_ips(peer: &WireguardPeer) -> bool {
+pub fn replaces_allowed_ips(peer: &WireguardPeer) -> bool {
     peer.iter().any(|attribute| match attribute {
         WireguardPeerAttribute::Flags(flags) => flags.contains(WireguardPeerFlags::ReplaceAllowedIps),
         _ => false,
