@@ -169,9 +169,9 @@ fn what_is_too_long_is_cut_and_comes_whole_by_tcp() {
         told(&node.node, "many.overlay.", RecordType::A);
         let ask = |question: Question| question.ask(&node.node, server(OWN)).unwrap();
         let plain = ask(Question::new("many.overlay.", RecordType::A));
-        assert!(plain.metadata.truncation && plain.answers.len() < 35 && plain.edns.is_none());
+        assert!(plain.metadata.truncation && plain.answers.is_empty() && plain.edns.is_none());
         let more = ask(Question::new("many.overlay.", RecordType::A).taking(4096));
-        assert!(more.metadata.truncation && more.answers.len() > plain.answers.len());
+        assert!(more.metadata.truncation && more.answers.is_empty());
         assert_eq!(more.edns.as_ref().map(|edns| edns.max_payload()), Some(1232));
         let whole = ask(Question::new("many.overlay.", RecordType::A).by_tcp());
         assert!(!whole.metadata.truncation && whole.answers.len() == 201);
