@@ -84,8 +84,8 @@ impl Place {
             Some((labels, net))
         })?;
         let ours = cluster.iter().find(|cluster| cluster.net().contains(&net))?;
-        let is_exact = labels == name.num_labels() && reverse(net).is_some_and(|spelled| spelled.zone_of(name));
-        Some(Place::Reverse { apex: reverse_apex(ours, net)?, net: is_exact.then_some(net) })
+        let is_exact = labels == name.num_labels() && reverse(net).zone_of(name);
+        Some(Place::Reverse { apex: reverse_apex(ours, net), net: is_exact.then_some(net) })
     }
 
     fn apex(&self, zone: &DnsName) -> Name {
@@ -161,19 +161,44 @@ fn absolute(name: &DnsName) -> Name {
 }
 
 /// The reverse name of a network that ends at a dot of it.
-fn reverse(net: IpNet) -> Option<Name> {
-    let labels = match net {
-        IpNet::V4(net) => net.prefix_len() / 8 + 2,
-        IpNet::V6(net) => net.prefix_len() / 4 + 2,
-    };
-    Some(Name::from(net.addr()).trim_to(usize::from(labels)))
+fn reverse(net: IpNet) -> Name {
+    let labels = net.prefix_len() / bits_of_a_label(&net) + 2;
+    Name::from(net.addr()).trim_to(usize::from(labels))
+}
+
+fn bits_of_a_label(net: &IpNet) -> u8 {
+    match net {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 4,
+    }
 }
 
 /// The zone that a reverse name is in. A cluster network that does not end at a dot of the name lies in several zones, or in part of one.
-fn reverse_apex(cluster: &Cidr, net: IpNet) -> Option<Name> {
-    let unit = if net.max_prefix_len() == 32 { 8 } else { 4 };
-    let up = cluster.prefix_len().div_ceil(unit) * unit;
-    // A network within the last octet is answered for as the part of its /24 that it is.
-    let bits = if up == net.max_prefix_len() { up - unit } else { up };
-    reverse(IpNet::new(net.addr(), bits.min(net.prefix_len())).ok()?.trunc())
+fn reverse_apex(cluster: &Cidr, net: IpNet) -> Name {
+    let label = bits_of_a_label(&net);
+    let up = cluster.prefix_len().div_ceil(label) * label;
+    // A network within the last label is answered for as the part of the next larger one that it is.
+    let bits = if up == net.max_prefix_len() { up - label } else { up };
+    match IpNet::new(net.addr(), bits.min(net.prefix_len())) {
+        Ok(apex) => reverse(apex.trunc()),
+        Err(_) => unreachable!("no prefix is longer than that of the network"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apex(cluster: &str, net: &str) -> String {
+        reverse_apex(&cluster.parse().unwrap(), net.parse().unwrap()).to_ascii()
+    }
+
+    #[test]
+    fn a_cluster_network_has_the_reverse_zones_that_its_prefix_asks_for() {
+        assert_eq!(apex("10.200.0.0/16", "10.200.3.4/32"), "200.10.in-addr.arpa.");
+        assert_eq!(apex("10.200.0.0/14", "10.201.3.4/32"), "201.10.in-addr.arpa.");
+        assert_eq!(apex("10.200.3.0/26", "10.200.3.4/32"), "3.200.10.in-addr.arpa.");
+        assert_eq!(apex("fd00:200::/48", "fd00:200::1/128"), "0.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
+        assert_eq!(apex("fd00:200::/46", "fd00:200:1::1/128"), "1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
+    }
 }
