@@ -56,7 +56,7 @@ long-time:
 # Bytes that nobody wrote: `just fuzz frame 60`. Without a target all of them, one after the other. Needs cargo-fuzz and a nightly toolchain.
 # What it tries next time is kept below fuzz/target; fuzz/corpus is only read.
 fuzz target="all" seconds="60":
-    targets="{{target}}"; [ "$targets" != all ] || targets="frame document netlink uapi script"; \
+    targets="{{target}}"; [ "$targets" != all ] || targets="frame document dns netlink uapi script"; \
     for target in $targets; do mkdir -p "fuzz/target/corpus/$target"; \
     cargo +nightly fuzz run "$target" "fuzz/target/corpus/$target" "fuzz/corpus/$target" -- -max_total_time={{seconds}} -max_len=4096 -timeout=10; done
 

@@ -42,6 +42,11 @@ pub fn uapi(bytes: &[u8]) {
     crate::platform::linux::fuzz::uapi(bytes);
 }
 
+/// A message to the overlay's resolver.
+pub fn dns(bytes: &[u8]) {
+    crate::dns::fuzz::message(bytes);
+}
+
 /// The first plan on a node that has nothing.
 fn plan_of(document: &Document) {
     let (facts, snapshot) = (Facts::new(Mark::of_instance("/var/lib/overlayd")), Snapshot::default());

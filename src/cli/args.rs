@@ -28,6 +28,9 @@ pub struct InstanceArguments {
     /// Directory of the control sockets of userspace WireGuard devices
     #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
     pub uapi_dir: PathBuf,
+    /// Directory of the resolvers of single zones that the agent was started with
+    #[arg(long, env = "OVERLAYD_RESOLVER_DIR", value_name = "DIR")]
+    pub resolver_dir: Option<PathBuf>,
     /// MTU that the agent was started with, bytes
     #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
     pub mtu: u32,

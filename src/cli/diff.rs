@@ -39,6 +39,9 @@ pub struct DiffArguments {
     state_dir: Option<PathBuf>,
     #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
     uapi_dir: PathBuf,
+    /// Directory of the resolvers of single zones that the agent was started with
+    #[arg(long, env = "OVERLAYD_RESOLVER_DIR", value_name = "DIR")]
+    resolver_dir: Option<PathBuf>,
     /// MTU that the agent was started with, bytes
     #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
     mtu: u32,
@@ -64,6 +67,8 @@ pub struct ObserveArguments {
 struct ObservedNode {
     mark: Mark,
     mtu: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resolver_dir: Option<PathBuf>,
     #[serde(flatten)]
     seen: Observation,
 }
@@ -121,8 +126,12 @@ fn fall_back(arguments: &DiffArguments, why: &str) -> Result<Rendered, Box<dyn s
 
 fn without_agent(arguments: &DiffArguments, state_dir: &Path) -> Result<Diff, Box<dyn std::error::Error>> {
     let document = node::read_document(state_dir)?;
-    let instance =
-        InstanceArguments { state_dir: state_dir.to_owned(), uapi_dir: arguments.uapi_dir.clone(), mtu: arguments.mtu };
+    let instance = InstanceArguments {
+        state_dir: state_dir.to_owned(),
+        uapi_dir: arguments.uapi_dir.clone(),
+        resolver_dir: arguments.resolver_dir.clone(),
+        mtu: arguments.mtu,
+    };
     block_on(async {
         let mut engine = node::engine(&instance, document)?;
         engine.inspect().await.map_err(Into::into)
@@ -135,7 +144,7 @@ fn of_files(desired: &Path, observed: &Path) -> Result<Diff, Box<dyn std::error:
     let document = Document::from_contents(&contents)?;
     let node: ObservedNode =
         serde_json::from_str(&read(observed)?).map_err(|error| format!("{}: {error}", observed.display()))?;
-    let facts = Facts { mtu: node.mtu, ..Facts::new(node.mark) };
+    let facts = Facts { mtu: node.mtu, resolver_dir: node.resolver_dir, ..Facts::new(node.mark) };
     let told = |_: &Key| document.settled();
     Ok(Diff::between(&document, &facts, &told, node.seen, SystemClock.now().unix))
 }
@@ -147,7 +156,12 @@ pub fn observe(arguments: &ObserveArguments) -> Outcome {
         let mut engine = node::engine(instance, document)?;
         engine.observe().await.map_err(Into::<Box<dyn std::error::Error>>::into)
     })??;
-    let node = ObservedNode { mark: node::mark_of(&instance.state_dir), mtu: instance.mtu, seen };
+    let node = ObservedNode {
+        mark: node::mark_of(&instance.state_dir),
+        mtu: instance.mtu,
+        resolver_dir: instance.resolver_dir.clone(),
+        seen,
+    };
     let json: Value = serde_json::to_value(&node)?;
     print(&format!("{json:#}\n"));
     Ok(ExitCode::SUCCESS)

@@ -36,7 +36,11 @@ pub fn engine(
     document: Document,
 ) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
     let mark = mark_of(&instance.state_dir);
-    let facts = Facts { mtu: instance.mtu, ..Facts::new(mark) };
-    let kernel = NativeKernel::open(NativeOptions::new(mark, DataPlaneChoice::Auto, instance.uapi_dir.clone()))?;
+    let facts = Facts { mtu: instance.mtu, resolver_dir: instance.resolver_dir.clone(), ..Facts::new(mark) };
+    let options = NativeOptions {
+        resolver_dir: instance.resolver_dir.clone(),
+        ..NativeOptions::new(mark, DataPlaneChoice::Auto, instance.uapi_dir.clone())
+    };
+    let kernel = NativeKernel::open(options)?;
     Ok(Engine::new(kernel, SystemClock, Arc::new(RwLock::new(document)), facts))
 }

@@ -18,7 +18,7 @@ use super::args::{DEFAULT_RUN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UA
 use super::outcome::Outcome;
 use crate::failure::with_causes;
 use crate::{
-    daemon::{self, LogFormat, Settings},
+    daemon::{self, LogFormat, ResolverSettings, Settings},
     desired::{DEFAULT_SERVICE_PREFIX_V4, DEFAULT_SERVICE_PREFIX_V6, Policy},
     ids::IfName,
     platform::{
@@ -31,6 +31,8 @@ use crate::{
 
 const DEFAULT_METRICS: &str = "127.0.0.1:9586";
 const DEFAULT_RESYNC_SECS: u64 = 30;
+const DEFAULT_ZONE: &str = "overlay";
+const DNS_PORT: u16 = 53;
 /// Smallest MTU that IPv6 works with (RFC 8200 section 5), and the largest that every data plane here carries.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=4000;
 
@@ -88,6 +90,21 @@ pub struct RunArguments {
     /// Address of the host that the free-port proxy listens on [default: ::, which is every address]
     #[arg(long, env = "OVERLAYD_PROXY_LISTEN", value_name = "ADDR")]
     proxy_listen: Option<IpAddr>,
+    /// Whether the overlay's zone is served at its addresses and gateways [default: on]
+    #[arg(long, env = "OVERLAYD_DNS", value_name = "on|off")]
+    dns: Option<String>,
+    /// What all names of the overlay end in [default: overlay]
+    #[arg(long, env = "OVERLAYD_DNS_ZONE", value_name = "NAME")]
+    dns_zone: Option<String>,
+    /// UDP and TCP port of the overlay's resolver [default: 53]
+    #[arg(long, env = "OVERLAYD_DNS_PORT", value_name = "PORT")]
+    dns_port: Option<u16>,
+    /// Where the system looks for a resolver of one zone, as /etc/resolver of macOS [default: none]
+    #[arg(long, env = "OVERLAYD_RESOLVER_DIR", value_name = "DIR")]
+    resolver_dir: Option<PathBuf>,
+    /// The host's own resolver configuration [default: /etc/resolv.conf, and that of systemd-resolved before it]
+    #[arg(long, env = "OVERLAYD_RESOLV_CONF", value_name = "FILE")]
+    resolv_conf: Option<PathBuf>,
     /// Where other programs keep what they know at run time [default: /run]
     #[arg(long, env = "OVERLAYD_RUN_DIR", value_name = "DIR")]
     run_dir: Option<PathBuf>,
@@ -118,6 +135,11 @@ struct SettingsFile {
     service_prefix_v6: Option<u8>,
     address_rest_secs: Option<u64>,
     proxy_listen: Option<IpAddr>,
+    dns: Option<String>,
+    dns_zone: Option<String>,
+    dns_port: Option<u16>,
+    resolv_conf: Option<PathBuf>,
+    resolver_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     log_format: Option<String>,
     log: Option<String>,
@@ -202,6 +224,16 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
             .map_or(Policy::default().address_rest, Duration::from_secs),
         ..Policy::default()
     };
+    let run_dir = flags.run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into());
+    let resolver = resolver(
+        flags.dns.or(file.dns).as_deref(),
+        flags.dns_zone.or(file.dns_zone).as_deref(),
+        flags.dns_port.or(file.dns_port),
+        match flags.resolv_conf.or(file.resolv_conf) {
+            Some(path) => vec![path],
+            None => vec![run_dir.join("systemd/resolve/resolv.conf"), "/etc/resolv.conf".into()],
+        },
+    )?;
     let metrics = DEFAULT_METRICS.parse().map_err(|_| "the default metrics address is not an address")?;
     Ok(Settings {
         state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -217,9 +249,29 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         uapi_dir: flags.uapi_dir.or(file.uapi_dir).unwrap_or_else(|| DEFAULT_UAPI_DIR.into()),
         policy,
         proxy_listen: flags.proxy_listen.or(file.proxy_listen).unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-        run_dir: flags.run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into()),
+        run_dir,
+        resolver_dir: flags.resolver_dir.or(file.resolver_dir),
         log_format,
+        resolver,
     })
+}
+
+fn resolver(
+    serves: Option<&str>,
+    zone: Option<&str>,
+    port: Option<u16>,
+    configurations: Vec<PathBuf>,
+) -> Result<Option<ResolverSettings>, String> {
+    match serves {
+        None | Some("on") => {}
+        Some("off") => return Ok(None),
+        Some(other) => return Err(format!("dns {other:?}: must be on or off")),
+    }
+    let zone = zone.unwrap_or(DEFAULT_ZONE).parse().map_err(|error| format!("dns_zone: {error}"))?;
+    match port.unwrap_or(DNS_PORT) {
+        0 => Err("dns_port: must be from 1 to 65535; to serve no names, say dns off".into()),
+        port => Ok(Some(ResolverSettings { zone, port, configurations })),
+    }
 }
 
 /// A subnet has room for its network address, the gateway and at least one container.
@@ -246,7 +298,9 @@ fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
         tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
     let is_fit_to_print = filter_fn(|metadata| {
         let target = metadata.target();
-        *metadata.level() <= LIBRARIES_UP_TO || target == "overlayd" || target.starts_with("overlayd::")
+        // It has two lines for every question.
+        let up_to = if target.starts_with("hickory") { LevelFilter::WARN } else { LIBRARIES_UP_TO };
+        *metadata.level() <= up_to || target == "overlayd" || target.starts_with("overlayd::")
     });
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let layer = match format {

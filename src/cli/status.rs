@@ -37,6 +37,24 @@ async fn report(arguments: &StatusArguments) -> Result<Result<Value, String>, Cl
     })
 }
 
+/// The overlay's resolver, as labels and what stands behind them.
+fn names(dns: &Value) -> Vec<(&'static str, String)> {
+    if dns["serves"] != true {
+        return Vec::new();
+    }
+    let all = |name: &str| {
+        let each: Vec<&str> = dns[name].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        if each.is_empty() { "none".to_owned() } else { each.join(" ") }
+    };
+    let zone = dns["zone"].as_str().unwrap_or("");
+    let served = format!("{} in {zone}, served at {}; others asked of {}", dns["names"], all("listens"), all("asks"));
+    let trouble = dns["trouble"].as_array().into_iter().flatten().map(|trouble| {
+        let word = |name: &str| trouble[name].as_str().unwrap_or("").to_owned();
+        ("", format!("NOT served at {}: {}", word("address"), word("why")))
+    });
+    std::iter::once(("names", served)).chain(trouble).collect()
+}
+
 fn text(report: &Value) -> String {
     let show = |name: &str| match &report[name] {
         Value::Null => "none".to_owned(),
@@ -75,6 +93,9 @@ fn text(report: &Value) -> String {
         let trouble = port["trouble"].as_str().map(|why| format!(", NOT held: {why}")).unwrap_or_default();
         let to = format!("{} of {} ({})", word("to"), word("attachment"), word("service"));
         line("published", format!("{} {} leads to {to}{trouble}", word("protocol"), port["host_port"]));
+    }
+    for (label, value) in names(&report["dns"]) {
+        line(label, value);
     }
     for object in report["objects"].as_array().into_iter().flatten() {
         line(

@@ -12,7 +12,7 @@ use crate::{
         AttachRequest, AttachmentId, Candidate, Edit, GivenId, NatSettings, OverlayRequest, PeerRequest, PeerScope,
         Pid, RelayServer, SearchDomains, SegmentMode, Subject, TurnServer,
     },
-    ids::{BadId, Cidr, IfName, NetworkName, ServiceName, WgPublicKey},
+    ids::{BadId, Cidr, DnsName, IfName, NetworkName, ServiceName, WgPublicKey},
     object::KeyPair,
     wire::{self, AttachHandle, NatConfig, PeerSpec, Request},
 };
@@ -93,11 +93,11 @@ impl AttachAsked {
     }
 }
 
-/// Reads a request.
+/// Reads a request. `zone`: what all names of the overlay end in, when this node serves it.
 ///
 /// # Errors
 /// A sentence for the client that says which field is wrong and what to send instead.
-pub fn admit(request: &Request) -> Result<Admitted, String> {
+pub fn admit(request: &Request, zone: Option<&DnsName>) -> Result<Admitted, String> {
     let edit = match request {
         Request::SetLocalNodeId { node_id } => Edit::SetNodeId(*node_id),
         Request::SetLocalWgPubkey { pubkey } => Edit::ClaimPublicKey(field("pubkey", pubkey)?),
@@ -117,8 +117,8 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
             peer: field("pubkey", pubkey)?,
             allowed_ip: field("cidr", cidr)?,
         },
-        Request::RegisterDns { name, ip } => Edit::EnsureDns { name: field("name", name)?, ip: *ip },
-        Request::UnregisterDns { name } => Edit::RemoveDns(field("name", name)?),
+        Request::RegisterDns { name, ip } => Edit::EnsureDns { name: name_in_zone(name, zone)?, ip: *ip },
+        Request::UnregisterDns { name } => Edit::RemoveDns(name_in_zone(name, zone)?),
         Request::WriteScopedResolver { zone, node_ip, port } => {
             Edit::EnsureResolver { zone: field("zone", zone)?, node_ip: *node_ip, port: *port }
         }
@@ -144,6 +144,23 @@ pub fn admit(request: &Request) -> Result<Admitted, String> {
         Request::PruneOrphanBridges { live_bridge_names } => Edit::Prune(live_names(live_bridge_names)),
     };
     Ok(Admitted::Edit(edit))
+}
+
+/// A name is kept without its zone: one that ends in the zone, or in a dot, was given with it.
+fn name_in_zone(text: &str, zone: Option<&DnsName>) -> Result<DnsName, String> {
+    let name: DnsName = field("name", text)?;
+    let Some(zone) = zone else { return Ok(name) };
+    if zone.child(name.as_str()).is_none() {
+        return Err(format!("field \"name\": {name}.{zone} is longer than DNS allows; send a shorter name"));
+    }
+    match name.within(zone) {
+        Some("") => Err(format!("field \"name\": {name} is the zone itself; send a name in it")),
+        Some(before) => field("name", before),
+        None if text.ends_with('.') => Err(format!(
+            "field \"name\": {name} is not in the zone {zone}; send it without the final dot to mean {name}.{zone}"
+        )),
+        None => Ok(name),
+    }
 }
 
 fn peer_scope(scope: &wire::PeerScope) -> Result<PeerScope, String> {
@@ -342,9 +359,22 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_kept_without_its_zone_and_one_outside_of_it_is_refused() {
+        let zone: DnsName = "overlay".parse().unwrap();
+        for (given, kept) in
+            [("db", "db"), ("DB.overlay", "db"), ("db.overlay.", "db"), ("a.b", "a.b"), ("myoverlay", "myoverlay")]
+        {
+            assert_eq!(name_in_zone(given, Some(&zone)).unwrap().as_str(), kept, "{given}");
+        }
+        for bad in ["db.example.", "overlay", "overlay.", "a..overlay", ""] {
+            assert!(name_in_zone(bad, Some(&zone)).unwrap_err().contains("name"), "{bad}");
+        }
+    }
+
+    #[test]
     fn an_attach_is_read_whole_and_waits_for_the_machine_to_say_who_it_is_about() {
         let handle = AttachHandle::HostShared { id: "vm 7".into() };
-        let Ok(Admitted::Attach(asked)) = admit(&attach(handle, Some("A.example b.example"))) else { panic!() };
+        let Ok(Admitted::Attach(asked)) = admit(&attach(handle, Some("A.example b.example")), None) else { panic!() };
         let Handle::HostShared(id) = asked.handle.clone() else { panic!() };
         let Edit::Attach(wanted) = asked.edit(Subject::HostShared(id)) else { panic!() };
         assert_eq!(wanted.dns_domain.to_string(), "a.example b.example");
@@ -355,8 +385,8 @@ mod tests {
     #[test]
     fn what_cannot_be_attached_here_is_refused_and_is_detached_already() {
         let windows = || AttachHandle::WindowsContainer { container_id: "c".into(), ip: None };
-        assert!(admit(&attach(windows(), None)).unwrap_err().contains("only on Windows"));
-        assert_eq!(admit(&Request::DetachContainer { handle: windows() }), Ok(Admitted::Nothing));
+        assert!(admit(&attach(windows(), None), None).unwrap_err().contains("only on Windows"));
+        assert_eq!(admit(&Request::DetachContainer { handle: windows() }, None), Ok(Admitted::Nothing));
     }
 
     #[test]
@@ -369,7 +399,7 @@ mod tests {
             (attach(id("a\nb"), None), "id"),
             (attach(id("a"), Some("not/a/name")), "dns_domain"),
         ] {
-            let error = admit(&request).unwrap_err();
+            let error = admit(&request, None).unwrap_err();
             assert!(error.contains(&format!("{name:?}")), "{error}");
         }
     }
@@ -383,7 +413,7 @@ mod tests {
     #[test]
     fn a_setup_of_a_service_becomes_an_edit_with_the_key_it_is_given() {
         let request = Request::SetupServiceOverlay { service: "web".into(), mode: wire::OverlayMode::Dedicated };
-        let Ok(Admitted::Segment(asked)) = admit(&request) else { panic!() };
+        let Ok(Admitted::Segment(asked)) = admit(&request, None) else { panic!() };
         let fresh = KeyPair::from_public(None);
         let edit = Edit::EnsureSegment { service: "web".parse().unwrap(), mode: SegmentMode::Dedicated, fresh };
         assert_eq!(asked.edit(KeyPair::from_public(None)), edit);

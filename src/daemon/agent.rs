@@ -2,7 +2,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use tokio::sync::{broadcast, watch};
 
-use super::{liveness::Followed, metrics::Metrics, proxies::Proxies, settings::Settings};
+use super::{liveness::Followed, metrics::Metrics, proxies::Proxies, resolver::Resolver, settings::Settings};
 use crate::{
     clock::SystemClock,
     desired::{Document, Editor},
@@ -29,6 +29,7 @@ pub struct Agent {
     pub events: broadcast::Sender<Event>,
     pub followed: Followed,
     pub proxies: Proxies,
+    pub resolver: Resolver,
     /// Why the process is to end; `None` while it is not.
     pub stop: watch::Sender<Option<Stop>>,
 }

@@ -22,12 +22,12 @@ use super::{
 };
 use crate::{
     desired::{Committed, Edit, EditError, Grant, Submission, Touched},
-    ids::ServiceName,
+    ids::{ServiceName, Zone},
     object::{Key, KeyPair, Subsystem},
     reconcile::{
         ledger::Condition,
         runtime::Command,
-        target::{Facts, Scope, lower, objects_of_overlay, objects_of_segment},
+        target::{Scope, file_of, lower, objects_of_overlay, objects_of_segment},
     },
     secret::PrivateKey,
     wire::{AgentRequest, AgentResponse, Request, Response},
@@ -53,6 +53,8 @@ pub enum Pending {
 pub enum About {
     Overlay,
     Segment(ServiceName),
+    /// The file of one zone.
+    File(Zone),
     /// Nothing that is wanted: what the edit removed.
     Touched,
     /// The same, and what of ours belongs to nothing.
@@ -65,7 +67,7 @@ pub enum About {
 /// Takes a request in. Edits are queued here, so that requests of one connection are considered in the order in which they came.
 pub async fn take(agent: &Arc<Agent>, request: &Request, origin: &str) -> Pending {
     let err = |message: String| Pending::Ready(Response::Err { message });
-    match admit(request) {
+    match admit(request, agent.settings.resolver.as_ref().map(|resolver| &resolver.zone)) {
         Err(message) => err(message),
         Ok(Admitted::Nothing) => Pending::Ready(Response::Ok),
         Ok(Admitted::Status) => Pending::Status,
@@ -85,6 +87,7 @@ pub async fn take(agent: &Arc<Agent>, request: &Request, origin: &str) -> Pendin
         Ok(Admitted::Edit(edit)) => {
             let about = match &edit {
                 Edit::EnsureOverlay(_) => About::Overlay,
+                Edit::EnsureResolver { zone, .. } => About::File(zone.clone()),
                 Edit::Prune(_) => About::Strays { swept: agent.view.read().swept.count() },
                 _ => About::Touched,
             };
@@ -195,7 +198,7 @@ fn kept_but(generation: u64, why: &str) -> Response {
 
 /// What keeps the objects that the reply is about from being realized, if anything does.
 fn trouble(agent: &Agent, touched: &Touched, about: &About) -> Option<String> {
-    let facts = Facts::new(agent.mark);
+    let facts = agent.settings.facts(agent.mark);
     // Always in this order: the loop takes them so.
     let document = agent.document();
     let view = agent.view.read();
@@ -211,6 +214,10 @@ fn trouble(agent: &Agent, touched: &Touched, about: &About) -> Option<String> {
             let mut own = objects_of_segment(&document, &facts, service);
             own.insert(Key::Ruleset);
             Box::new(move |key| own.contains(key) && key.subsystem() != Subsystem::Sysctl)
+        }
+        (Touched::Everything, About::File(zone)) => {
+            let own = facts.resolver_dir.as_ref().and_then(|directory| file_of(directory, zone));
+            Box::new(move |key| own.as_ref() == Some(key))
         }
         // What was to go and is still there.
         (Touched::Everything, About::Touched | About::Strays { .. }) => {

@@ -148,7 +148,7 @@ fn depth(body: &[u8]) -> usize {
 }
 
 fn check_admission(request: &Request) {
-    let admitted = match admit(request) {
+    let admitted = match admit(request, None) {
         Err(reason) => return check_words(&reason),
         Ok(admitted) => admitted,
     };
@@ -214,7 +214,7 @@ static FURNISHED: LazyLock<Node> = LazyLock::new(|| {
     for request in REQUESTS {
         let request: Request = serde_json::from_str(request)
             .unwrap_or_else(|error| unreachable!("a request of the furniture cannot be read: {error}: {request}"));
-        let Some(edit) = admit(&request).ok().and_then(|admitted| edit_of(admitted, [4, 5])) else {
+        let Some(edit) = admit(&request, None).ok().and_then(|admitted| edit_of(admitted, [4, 5])) else {
             unreachable!("a request of the furniture is no edit: {request:?}")
         };
         match consider(&node.document, &edit, &node.context()) {

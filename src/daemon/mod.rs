@@ -26,6 +26,7 @@ mod names;
 mod page;
 mod proxies;
 mod report;
+mod resolver;
 mod rounds;
 mod run;
 mod settings;
@@ -34,4 +35,4 @@ mod tidy;
 
 pub use failed::RunError;
 pub use run::run;
-pub use settings::{LogFormat, Settings};
+pub use settings::{LogFormat, ResolverSettings, Settings};

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
-use super::{agent::Agent, proxies};
+use super::{agent::Agent, proxies, resolver};
 use crate::{
     clock::Clock,
     desired::{Document, SegmentRecord},
@@ -140,7 +140,7 @@ pub fn agent_status(agent: &Agent) -> Value {
         "attachments": document.attachments().len(),
         "addresses": { "attached": out.attached, "reserved": out.reserved, "resting": out.resting },
         "published": proxies::report(agent, &document),
-        "dns_names": document.dns().len(),
+        "dns": resolver::report(agent, &document),
         "resolvers": document.resolvers().len(),
         "objects": objects,
         "troubled": troubled,

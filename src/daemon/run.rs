@@ -22,6 +22,7 @@ use super::{
     metrics::Metrics,
     names, page,
     proxies::{self, Proxies},
+    resolver::{self, Resolver},
     rounds,
     settings::Settings,
     systemd, tidy,
@@ -34,7 +35,6 @@ use crate::{
     reconcile::{
         engine::Engine,
         runtime::{self, Inbox, RuntimeOptions},
-        target::Facts,
     },
     wire::limits::EVENT_QUEUE,
 };
@@ -120,6 +120,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     let generation = document.generation();
     let options = NativeOptions {
         run_dir: settings.run_dir.clone(),
+        resolver_dir: settings.resolver_dir.clone(),
         ..NativeOptions::new(mark, settings.data_plane, settings.uapi_dir.clone())
     };
     let kernel =
@@ -136,7 +137,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         rounds::announce(inbox.clone(), latecomer.clone()),
     )
     .map_err(|error| RunError::Process("start the committer", error))?;
-    let facts = Facts { mtu: settings.mtu, run_dir: settings.run_dir.clone(), ..Facts::new(mark) };
+    let facts = settings.facts(mark);
     let resync_every = settings.resync_every;
     let engine = Engine::new(kernel, clock, committer.document(), facts);
     let (commands, queue) = runtime::commands();
@@ -154,6 +155,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
         events: broadcast::channel(EVENT_QUEUE).0,
         followed: Followed::default(),
         proxies: Proxies::default(),
+        resolver: Resolver::default(),
         stop: watch::channel(None).0,
     });
     let _ = latecomer.set(agent.clone());
@@ -169,6 +171,7 @@ async fn start(settings: Settings) -> Result<Running, RunError> {
     tokio::spawn(names::keep_fresh(agent.clone()));
     tokio::spawn(tidy::keep_tidy(agent.clone()));
     tokio::spawn(proxies::keep(agent.clone()));
+    tokio::spawn(resolver::keep(agent.clone()));
     tokio::spawn(page::serve(agent.clone()));
     tokio::spawn(listen::accept(agent.clone(), listener));
     tokio::spawn(systemd::keep_told(agent.clone()));

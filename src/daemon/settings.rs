@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{desired::Policy, platform::DataPlaneChoice};
+use crate::{desired::Policy, ids::DnsName, object::Mark, platform::DataPlaneChoice, reconcile::target::Facts};
 
 /// Everything that an operator can choose. Flags, environment and file are read by [`cli`](crate::cli).
 #[derive(Debug, Clone)]
@@ -31,7 +31,34 @@ pub struct Settings {
     pub proxy_listen: IpAddr,
     /// Where other programs keep what they know at run time: `/run`.
     pub run_dir: PathBuf,
+    /// Where the system looks for a resolver of one zone; `None` where it does not.
+    pub resolver_dir: Option<PathBuf>,
     pub log_format: LogFormat,
+    /// `None`: the overlay's zone is not served.
+    pub resolver: Option<ResolverSettings>,
+}
+
+/// How the overlay's zone is served.
+#[derive(Debug, Clone)]
+pub struct ResolverSettings {
+    /// What all names of the overlay end in.
+    pub zone: DnsName,
+    /// UDP and TCP.
+    pub port: u16,
+    /// Files that name the host's servers, the best first.
+    pub configurations: Vec<PathBuf>,
+}
+
+impl Settings {
+    /// What the loop knows besides the document before it has looked.
+    pub fn facts(&self, mark: Mark) -> Facts {
+        Facts {
+            mtu: self.mtu,
+            run_dir: self.run_dir.clone(),
+            resolver_dir: self.resolver_dir.clone(),
+            ..Facts::new(mark)
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

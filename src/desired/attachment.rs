@@ -95,6 +95,14 @@ impl AttachmentId {
         }
     }
 
+    /// What it is called under the name of its service.
+    pub fn label(&self) -> String {
+        match self {
+            AttachmentId::Container(pid) => pid.to_string(),
+            AttachmentId::Guest(id) | AttachmentId::HostShared(id) => id.to_string(),
+        }
+    }
+
     /// The container that a link's name belongs to, if it is the name of a host end.
     pub fn of_link(name: &IfName) -> Option<Self> {
         let (pid, end) = name.as_str().strip_prefix(VETH)?.split_once('-')?;

@@ -6,6 +6,7 @@ use std::{
 use super::{
     addressing::{NodeAddress, node_address},
     attachment::{AddressRecord, AttachmentId, AttachmentRecord},
+    directory::Directory,
     edit::PeerScope,
     index::{AddressHolder, Index, gateways},
     naming::{Role, interface_name},
@@ -39,6 +40,8 @@ pub struct Document {
     addresses: BTreeMap<IpAddr, AddressRecord>,
     /// Derived from `attachments`, `segments` and `shared_bridge`.
     index: Index,
+    /// Derived from `dns` and `attachments`.
+    directory: Directory,
     /// Derived from the generations of what shapes the node.
     shaped: Moment,
 }
@@ -160,6 +163,11 @@ impl Document {
 
     pub fn dns(&self) -> &BTreeMap<DnsName, DnsRecord> {
         &self.dns
+    }
+
+    /// The names of the overlay's zone.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
     }
 
     pub fn resolvers(&self) -> &BTreeMap<Zone, ResolverRecord> {
@@ -363,8 +371,8 @@ impl Document {
             (RecordKey::Overlay, None) => self.overlay = None,
             (RecordKey::Peer(key), Some(Record::Peer(record))) => self.peers.put(key, record),
             (RecordKey::Peer(key), None) => self.peers.remove(&key),
-            (RecordKey::Dns(name), Some(Record::Dns(record))) => set(&mut self.dns, name, Some(record)),
-            (RecordKey::Dns(name), None) => set(&mut self.dns, name, None),
+            (RecordKey::Dns(name), Some(Record::Dns(record))) => self.put_dns(name, Some(record)),
+            (RecordKey::Dns(name), None) => self.put_dns(name, None),
             (RecordKey::Resolver(zone), Some(Record::Resolver(record))) => {
                 set(&mut self.resolvers, zone, Some(record));
             }
@@ -386,6 +394,16 @@ impl Document {
             (RecordKey::ServicePeer(service, key), None) => self.remove_service_peer(&service, &key),
             (key, Some(_)) => unreachable!("decode gives the record that fits its key, {key}"),
         }
+    }
+
+    fn put_dns(&mut self, name: DnsName, record: Option<DnsRecord>) {
+        if let Some(former) = self.dns.remove(&name) {
+            self.directory.drop_record(&name, &former);
+        }
+        if let Some(record) = &record {
+            self.directory.add_record(&name, record);
+        }
+        set(&mut self.dns, name, record);
     }
 
     fn put_segment(&mut self, service: ServiceName, record: Option<SegmentRecord>) {
@@ -413,6 +431,7 @@ impl Document {
     fn put_attachment(&mut self, id: AttachmentId, record: Option<AttachmentRecord>) {
         if let Some(former) = self.attachments.remove(&id) {
             self.index.drop(&id, &former);
+            self.directory.drop_attachment(&id, &former);
         }
         if let Some(record) = &record {
             debug_assert!(
@@ -420,6 +439,7 @@ impl Document {
                 "an address of {id} is reserved or rests (I-11)"
             );
             self.index.add(&id, record);
+            self.directory.add_attachment(&id, record);
         }
         set(&mut self.attachments, id, record);
     }

@@ -12,6 +12,7 @@
 mod addressing;
 mod attachment;
 mod committer;
+mod directory;
 mod document;
 mod edit;
 mod index;
@@ -26,6 +27,7 @@ mod stored_key;
 pub use addressing::{DEFAULT_SERVICE_PREFIX_V4, DEFAULT_SERVICE_PREFIX_V6, NodeAddress, node_address, service_subnet};
 pub use attachment::{AddressRecord, AttachmentId, AttachmentRecord, Forward, GivenId, Pid, Place, SearchDomains};
 pub use committer::{Committed, Committer, EditError, Editor, Listener, Submission};
+pub use directory::Directory;
 pub use document::{AddressCounts, Document, SegmentNet};
 pub use edit::{
     AttachRequest, Change, Context, Edit, Grant, GuestGrant, OverlayRequest, PeerRequest, PeerScope, Policy, Refusal,

@@ -161,11 +161,28 @@ pub struct DnsRecord {
     pub aaaa: BTreeSet<Ipv6Addr>,
 }
 
+impl DnsRecord {
+    pub fn insert(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.a.insert(address),
+            IpAddr::V6(address) => self.aaaa.insert(address),
+        };
+    }
+
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let a = self.a.iter().copied().map(IpAddr::V4);
+        a.chain(self.aaaa.iter().copied().map(IpAddr::V6))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResolverRecord {
     pub node_ip: IpAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Generation at which this record last changed.
+    #[serde(default)]
+    pub since: u64,
 }
 
 /// A stored record that this program cannot read.

@@ -123,6 +123,25 @@ macro_rules! shown_as_text {
 }
 shown_as_text!(ServiceName, Label, NetworkName, DnsName);
 
+impl DnsName {
+    /// The names that this one is under, the nearest first, the root not among them.
+    pub fn ancestors(&self) -> impl Iterator<Item = DnsName> {
+        let dots = self.0.match_indices('.').map(|(at, _)| at);
+        dots.map(|dot| Self(self.0[dot + 1..].to_owned()))
+    }
+
+    /// The name that `label` is called under this one; `None` when it would be no DNS name.
+    pub fn child(&self, label: &str) -> Option<DnsName> {
+        format!("{label}.{self}").parse().ok()
+    }
+
+    /// What stands before `zone` in this name: empty for the zone itself, `None` for a name outside of it.
+    pub fn within(&self, zone: &DnsName) -> Option<&str> {
+        let before = self.0.strip_suffix(zone.as_str())?;
+        if before.is_empty() { Some(before) } else { before.strip_suffix('.') }
+    }
+}
+
 impl Zone {
     pub fn as_str(&self) -> &str {
         self.0.as_str()

@@ -19,6 +19,7 @@ mod dice;
 mod lab;
 mod linux;
 mod long_time;
+mod names;
 mod overheard;
 mod overlay;
 mod overlay_node;

@@ -2,7 +2,7 @@ use std::sync::{Mutex, PoisonError};
 
 use prometheus::{Registry, TextEncoder};
 
-use super::{loops::Loop, node::Node, registrar::Registrar, socket::Socket};
+use super::{loops::Loop, node::Node, registrar::Registrar, resolver::Resolver, socket::Socket};
 use crate::{desired::Document, reconcile::view::View};
 
 /// Every figure of the process.
@@ -12,6 +12,7 @@ pub struct Metrics {
     page: Mutex<()>,
     pub socket: Socket,
     pub reconcile: Loop,
+    pub resolver: Resolver,
     node: Node,
 }
 
@@ -19,8 +20,9 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let registrar = Registrar(&registry);
-        let (socket, reconcile, node) = (Socket::new(&registrar), Loop::new(&registrar), Node::new(&registrar));
-        Self { registry, page: Mutex::new(()), socket, reconcile, node }
+        let (socket, reconcile) = (Socket::new(&registrar), Loop::new(&registrar));
+        let (resolver, node) = (Resolver::new(&registrar), Node::new(&registrar));
+        Self { registry, page: Mutex::new(()), socket, reconcile, resolver, node }
     }
 
     /// The page, with the gauges as they are now.

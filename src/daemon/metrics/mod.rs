@@ -10,6 +10,7 @@ mod all;
 mod loops;
 mod node;
 mod registrar;
+mod resolver;
 mod socket;
 
 pub use all::Metrics;

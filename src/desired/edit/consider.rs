@@ -6,7 +6,7 @@ use super::{
         record::{NodeRecord, Record, RecordKey, ResolverRecord},
     },
     addresses, attach,
-    change::Change,
+    change::{Change, Touched},
     context::Context,
     detach,
     draft::Draft,
@@ -48,10 +48,18 @@ pub fn consider(document: &Document, edit: &Edit, context: &Context<'_>) -> Resu
         Edit::EnsureDns { name, ip } => ensure_dns(&mut draft, name, *ip)?,
         Edit::RemoveDns(name) => draft.set(RecordKey::Dns(name.clone()), None),
         Edit::EnsureResolver { zone, node_ip, port } => {
-            let record = ResolverRecord { node_ip: *node_ip, port: *port };
+            let present = draft.document.resolvers().get(zone);
+            let same = present.filter(|present| present.node_ip == *node_ip && present.port == *port);
+            let since = same.map_or(draft.context.next, |same| same.since);
+            let record = ResolverRecord { node_ip: *node_ip, port: *port, since };
             draft.set(RecordKey::Resolver(zone.clone()), Some(Record::Resolver(record)));
+            // Where its file is, the document does not know.
+            draft.touched = Touched::Everything;
         }
-        Edit::RemoveResolver(zone) => draft.set(RecordKey::Resolver(zone.clone()), None),
+        Edit::RemoveResolver(zone) => {
+            draft.set(RecordKey::Resolver(zone.clone()), None);
+            draft.touched = Touched::Everything;
+        }
         Edit::EnsureSegment { service, mode, fresh } => segments::ensure(&mut draft, service, *mode, fresh)?,
         Edit::RemoveSegment(service) => segments::remove(&mut draft, service),
         Edit::Prune(live) => segments::prune(&mut draft, live),
@@ -70,10 +78,7 @@ pub fn consider(document: &Document, edit: &Edit, context: &Context<'_>) -> Resu
 
 fn ensure_dns(draft: &mut Draft<'_>, name: &DnsName, ip: IpAddr) -> Result<(), Refusal> {
     let mut record = draft.document.dns().get(name).cloned().unwrap_or_default();
-    match ip {
-        IpAddr::V4(ip) => record.a.insert(ip),
-        IpAddr::V6(ip) => record.aaaa.insert(ip),
-    };
+    record.insert(ip);
     if record.a.len() + record.aaaa.len() > DNS_ADDRESSES_MAX {
         return Err(Refusal::TooManyAddresses(name.clone()));
     }

@@ -42,6 +42,11 @@ fn every_disk_of_the_corpus_gives_its_whole_document_or_an_error() {
     replay("document", super::document);
 }
 
+#[test]
+fn every_message_of_the_corpus_gets_an_answer_that_can_be_read_or_none() {
+    replay("dns", super::dns);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn every_datagram_of_the_corpus_is_read_to_its_end() {

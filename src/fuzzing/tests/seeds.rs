@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::{daemon, desired::store};
+use crate::{daemon, desired::store, dns};
 
 type Seed = (&'static str, String, Vec<u8>);
 
@@ -14,6 +14,7 @@ fn named(target: &'static str, seeds: Vec<(String, Vec<u8>)>) -> impl Iterator<I
 pub(super) fn made() -> Vec<Seed> {
     let mut all: Vec<Seed> = named("frame", frames()).collect();
     all.extend(named("document", store::fuzz::seeds::all(&daemon::fuzz::furnished())));
+    all.extend(named("dns", dns::fuzz::seeds()));
     #[cfg(target_os = "linux")]
     {
         use crate::platform::linux::fuzz::seeds;
@@ -39,6 +40,7 @@ pub(super) fn door(target: &str) -> fn(&[u8]) {
     match target {
         "frame" => crate::fuzzing::frame,
         "document" => crate::fuzzing::document,
+        "dns" => crate::fuzzing::dns,
         #[cfg(target_os = "linux")]
         "netlink" => crate::fuzzing::netlink,
         #[cfg(target_os = "linux")]

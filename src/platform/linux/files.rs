@@ -1,4 +1,4 @@
-//! Files that tell other programs to leave our links alone.
+//! Files that tell other programs to leave our links alone, or to ask the overlay about its names.
 //!
 //! Owns which file is ours and how one is written. Leaves what stands in them to [`reconcile`](crate::reconcile).
 //!
@@ -86,12 +86,14 @@ fn is_signed(first: &str, mark: Mark) -> bool {
 pub(super) fn observe(
     mark: Mark,
     run_dir: &Path,
+    resolver_dir: Option<&Path>,
     interest: &Interest,
     observation: &mut Observation,
 ) -> Option<String> {
     let mut paths: BTreeSet<FilePath> = BTreeSet::new();
     let mut cuts = Vec::new();
-    for directory in DIRECTORIES.map(|directory| run_dir.join(directory)) {
+    let directories = DIRECTORIES.map(|directory| run_dir.join(directory));
+    for directory in directories.into_iter().chain(resolver_dir.map(Path::to_owned)) {
         match listing(&directory) {
             Ok(listed) => paths.extend(listed),
             Err(error) => cuts.push(format!("{}: {error}", directory.display())),

@@ -67,6 +67,8 @@ pub struct LinuxOptions {
     pub uapi_dir: PathBuf,
     /// Where other programs keep what they know at run time: `/run`.
     pub run_dir: PathBuf,
+    /// Where the system looks for a resolver of one zone; `None` where it does not.
+    pub resolver_dir: Option<PathBuf>,
     /// Make firewall tables that belong to no socket, as on a kernel before 6.9: for tests only.
     pub plain_tables: bool,
     /// What a userspace device is run by: this very program, or for tests the agent.
@@ -82,6 +84,7 @@ impl LinuxOptions {
             data_plane,
             uapi_dir,
             run_dir: PathBuf::from(RUN_DIR),
+            resolver_dir: None,
             plain_tables: false,
             device_program: PathBuf::from(CURRENT_EXE),
             capture: None,
@@ -102,6 +105,7 @@ pub struct LinuxKernel {
     pub(super) monitor: Monitor,
     pub(super) firewall: Firewall,
     pub(super) run_dir: PathBuf,
+    pub(super) resolver_dir: Option<PathBuf>,
     pub(super) choice: DataPlaneChoice,
     /// Whether addresses tell who made them; `None` until it was looked at.
     address_protocol: Option<bool>,
@@ -128,6 +132,7 @@ impl LinuxKernel {
             visits: Visits::new(),
             peers: BTreeMap::new(),
             run_dir: options.run_dir,
+            resolver_dir: options.resolver_dir,
             route,
         })
     }

@@ -68,7 +68,10 @@ impl LinuxKernel {
                 // One dump brings both; the second of the two finds it done.
                 Subsystem::Device | Subsystem::Peer => continue,
                 Subsystem::Inside => inside.clone(),
-                Subsystem::File => Ok(files::observe(self.mark, &self.run_dir, interest, &mut observation)),
+                Subsystem::File => {
+                    let resolver_dir = self.resolver_dir.as_deref();
+                    Ok(files::observe(self.mark, &self.run_dir, resolver_dir, interest, &mut observation))
+                }
                 // Behind the links, which bring the surroundings that this adds to.
                 Subsystem::Guest => self.firewall.report_guests(&mut observation).await,
                 Subsystem::Ruleset | Subsystem::Member => continue,

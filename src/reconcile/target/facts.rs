@@ -17,6 +17,8 @@ pub struct Facts {
     pub surroundings: Surroundings,
     /// Where other programs keep what they know at run time.
     pub run_dir: PathBuf,
+    /// Where the system looks for a resolver of one zone; `None` where it does not.
+    pub resolver_dir: Option<PathBuf>,
     /// True after a `Shutdown`: the devices are taken down, the document stays (the next start brings them back).
     pub suspended: bool,
 }
@@ -29,6 +31,7 @@ impl Facts {
             resolved: BTreeMap::new(),
             surroundings: Surroundings::default(),
             run_dir: PathBuf::from("/run"),
+            resolver_dir: None,
             suspended: false,
         }
     }

@@ -5,7 +5,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Facts, Scope, Target, containers, firewall, neighbours, overlay, segments};
+use super::{Facts, Scope, Target, containers, firewall, neighbours, overlay, resolvers, segments};
 use crate::{
     desired::{AddressHolder, AttachmentId, Document, OverlayRecord, PeerRecord},
     ids::{Cidr, IfName, ServiceName, WgPublicKey},
@@ -19,7 +19,11 @@ use crate::{
 /// [pinned](crate::object::EndpointSpec::pinned), an older one gives way to what the peer taught the kernel by roaming (A5).
 pub fn lower(document: &Document, facts: &Facts, told: &impl Fn(&Key) -> u64, scope: &Scope) -> Target {
     let mut target = Target::default();
+    resolvers::lower(document, facts, &mut target);
     let Some(overlay) = document.overlay() else {
+        if let Scope::Keys(keys) = scope {
+            target.objects.retain(|key, _| keys.contains(key));
+        }
         return target;
     };
     match scope {
@@ -62,6 +66,9 @@ pub struct Places {
 /// What a look has to look for.
 pub fn places(document: &Document, facts: &Facts) -> Places {
     let mut places = Places::default();
+    let mut target = Target::default();
+    resolvers::lower(document, facts, &mut target);
+    places.keys.extend(target.objects.into_keys());
     let Some(overlay) = document.overlay() else {
         return places;
     };

@@ -14,9 +14,11 @@ mod firewall;
 mod lower;
 mod neighbours;
 mod overlay;
+mod resolvers;
 mod segments;
 mod wanted;
 
 pub use facts::{DEFAULT_MTU, Facts};
 pub use lower::{Places, companions, lower, objects_of_attachment, objects_of_overlay, objects_of_segment, places};
+pub use resolvers::file_of;
 pub use wanted::{Scope, Target, Wanted};

@@ -1,0 +1,204 @@
+//! What this node answers on its own authority: the overlay's zone, and the reverse zones of its cluster networks.
+//!
+//! Owns which question is ours, and the records, `NODATA` and `NXDOMAIN` that answer it. Leaves messages and sockets to
+//! [`serve`](super::serve), and every other question to [`forward`](super::forward).
+//!
+//! Upholds A26: an answer is read from the document as it is now, and lives for seconds.
+//!
+//! A reverse name belongs to us when its address lies in a cluster network, whether or not that network ends at a dot of the name.
+
+use std::net::IpAddr;
+
+use hickory_resolver::proto::rr::{
+    Name, RData, Record, RecordType,
+    rdata::{NS, PTR, SOA},
+};
+use ipnet::IpNet;
+
+use crate::{
+    desired::Document,
+    ids::{Cidr, DnsName},
+};
+
+/// Time for which an answer holds, seconds. A container that is gone is soon forgotten.
+pub const ANSWER_TTL: u32 = 5;
+/// Time for which it holds that there is no such name or record, seconds (RFC 2308 section 4).
+pub const NEGATIVE_TTL: u32 = 2;
+
+/// Of no use to anybody, since nobody copies the zone; the values of RFC 1912 section 2.2 for one that may change at any time.
+const REFRESH: i32 = 1_200;
+const RETRY: i32 = 180;
+const EXPIRE: i32 = 1_209_600;
+
+/// What the zone says to a question.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Verdict {
+    /// The records that were asked for; never empty.
+    Records(Vec<Record>),
+    /// The name exists and has no such record. With the zone's SOA.
+    NoData(Box<Record>),
+    /// There is no such name. With the zone's SOA.
+    NoName(Box<Record>),
+}
+
+/// Answers a question; `None` when it is about something else than the overlay.
+///
+/// *Guarantees*: pure. A name is compared without regard to case and given back as it was asked for (RFC 4343).
+pub fn answer(document: &Document, zone: &DnsName, name: &Name, kind: RecordType) -> Option<Verdict> {
+    let place = Place::of(document, zone, name)?;
+    let soa = || Box::new(place.soa(document, zone));
+    let Some(all) = place.records(document, zone, name) else { return Some(Verdict::NoName(soa())) };
+    let asked = |record: &Record| kind == RecordType::ANY || record.record_type() == kind;
+    let records: Vec<Record> = all.into_iter().filter(asked).collect();
+    Some(if records.is_empty() { Verdict::NoData(soa()) } else { Verdict::Records(records) })
+}
+
+/// Where in our zones a name is.
+enum Place {
+    /// The zone itself, or a name under it. `None`: one that cannot have records, because it is no host's name.
+    Zone(Option<Relative>),
+    /// The addresses that a reverse name stands for, and the name of its zone. `None`: under such a name, but not an address.
+    Reverse { apex: Name, net: Option<IpNet> },
+}
+
+enum Relative {
+    Apex,
+    Name(DnsName),
+}
+
+impl Place {
+    fn of(document: &Document, zone: &DnsName, name: &Name) -> Option<Self> {
+        let apex = absolute(zone);
+        if apex.zone_of(name) {
+            let text = name.to_ascii();
+            let relative = text.parse::<DnsName>().ok().and_then(|name| match name.within(zone)? {
+                "" => Some(Relative::Apex),
+                before => before.parse().ok().map(Relative::Name),
+            });
+            return Some(Place::Zone(relative));
+        }
+        let cluster = &document.overlay()?.cluster;
+        // What stands before the part that is an address, if anything, makes it a name that nobody has.
+        let (labels, net) = (2..=name.num_labels()).rev().find_map(|labels| {
+            let net = name.trim_to(usize::from(labels)).parse_arpa_name().ok()?;
+            Some((labels, net))
+        })?;
+        let ours = cluster.iter().find(|cluster| cluster.net().contains(&net))?;
+        let is_exact = labels == name.num_labels() && reverse(net).zone_of(name);
+        Some(Place::Reverse { apex: reverse_apex(ours, net), net: is_exact.then_some(net) })
+    }
+
+    fn apex(&self, zone: &DnsName) -> Name {
+        match self {
+            Place::Zone(_) => absolute(zone),
+            Place::Reverse { apex, .. } => apex.clone(),
+        }
+    }
+
+    /// All records of the name; `None` when there is no such name.
+    fn records(&self, document: &Document, zone: &DnsName, name: &Name) -> Option<Vec<Record>> {
+        let directory = document.directory();
+        let record = |data: RData| Record::from_rdata(name.clone(), ANSWER_TTL, data);
+        let at_the_top = || {
+            let mut soa = self.soa(document, zone);
+            soa.name = name.clone();
+            soa.ttl = ANSWER_TTL;
+            vec![soa, record(RData::NS(NS(server(zone))))]
+        };
+        match self {
+            Place::Zone(None) | Place::Reverse { net: None, .. } => None,
+            Place::Zone(Some(Relative::Apex)) => Some(at_the_top()),
+            Place::Zone(Some(Relative::Name(relative))) => {
+                let mut addresses: Vec<IpAddr> = directory.addresses(relative).copied().collect();
+                if relative.as_str() == SERVER {
+                    addresses.extend(document.node_addresses().iter().map(|own| own.ip));
+                    addresses.sort_unstable();
+                    addresses.dedup();
+                }
+                let exists = !addresses.is_empty() || directory.has(relative);
+                exists.then(|| addresses.into_iter().map(|ip| record(ip.into())).collect())
+            }
+            Place::Reverse { apex, net: Some(net) } => {
+                if apex.zone_of(name) && name.zone_of(apex) {
+                    return Some(at_the_top());
+                }
+                let full = |name: &DnsName| absolute(name).append_domain(&absolute(zone)).ok();
+                let address = net.addr();
+                let names = directory.names(&address).filter_map(full);
+                let pointers: Vec<Record> = names.map(|full| record(RData::PTR(PTR(full)))).collect();
+                let is_address = net.prefix_len() == net.max_prefix_len();
+                let exists = if is_address {
+                    !pointers.is_empty()
+                } else {
+                    directory.has_names_between(net.network(), net.broadcast())
+                };
+                exists.then(|| if is_address { pointers } else { Vec::new() })
+            }
+        }
+    }
+
+    fn soa(&self, document: &Document, zone: &DnsName) -> Record {
+        let mailbox = absolute(zone).prepend_label("hostmaster").unwrap_or_else(|_| absolute(zone));
+        #[expect(clippy::cast_possible_truncation, reason = "serial numbers wrap (RFC 1982)")]
+        let serial = document.generation() as u32;
+        let soa = SOA::new(server(zone), mailbox, serial, REFRESH, RETRY, EXPIRE, NEGATIVE_TTL);
+        Record::from_rdata(self.apex(zone), NEGATIVE_TTL, RData::SOA(soa))
+    }
+}
+
+/// What this node is called as the server of the zone.
+const SERVER: &str = "ns";
+
+fn server(zone: &DnsName) -> Name {
+    absolute(zone).prepend_label(SERVER).unwrap_or_else(|_| absolute(zone))
+}
+
+fn absolute(name: &DnsName) -> Name {
+    match Name::from_ascii(format!("{name}.")) {
+        Ok(name) => name,
+        Err(_) => unreachable!("a DNS name is made of labels that a message can carry"),
+    }
+}
+
+/// The reverse name of a network that ends at a dot of it.
+fn reverse(net: IpNet) -> Name {
+    let labels = net.prefix_len() / bits_of_a_label(&net) + 2;
+    Name::from(net.addr()).trim_to(usize::from(labels))
+}
+
+fn bits_of_a_label(net: &IpNet) -> u8 {
+    match net {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 4,
+    }
+}
+
+/// The zone that a reverse name is in. A cluster network that does not end at a dot of the name lies in several zones, or in part of one.
+fn reverse_apex(cluster: &Cidr, net: IpNet) -> Name {
+    let label = bits_of_a_label(&net);
+    let up = cluster.prefix_len().div_ceil(label) * label;
+    // A network within the last label is answered for as the part of the next larger one that it is.
+    let bits = if up == net.max_prefix_len() { up - label } else { up };
+    match IpNet::new(net.addr(), bits.min(net.prefix_len())) {
+        Ok(apex) => reverse(apex.trunc()),
+        Err(_) => unreachable!("no prefix is longer than that of the network"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn apex(cluster: &str, net: &str) -> String {
+        reverse_apex(&cluster.parse().unwrap(), net.parse().unwrap()).to_ascii()
+    }
+
+    #[test]
+    fn a_cluster_network_has_the_reverse_zones_that_its_prefix_asks_for() {
+        assert_eq!(apex("10.200.0.0/16", "10.200.3.4/32"), "200.10.in-addr.arpa.");
+        assert_eq!(apex("10.200.0.0/14", "10.201.3.4/32"), "201.10.in-addr.arpa.");
+        assert_eq!(apex("10.200.3.0/26", "10.200.3.4/32"), "3.200.10.in-addr.arpa.");
+        assert_eq!(apex("fd00:200::/48", "fd00:200::1/128"), "0.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
+        assert_eq!(apex("fd00:200::/46", "fd00:200:1::1/128"), "1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
+    }
+}
