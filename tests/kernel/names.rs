@@ -136,7 +136,7 @@ fn containers_are_found_by_service_and_id_and_by_each_other() {
         let own = data(&told(&node.node, &format!("{}.web.overlay.", one.pid), RecordType::A));
         assert_eq!(own, set(&[&first.to_string()]));
         // A container asks its own gateway, and a fenced one may do so too.
-        let gateways: Vec<IpAddr> = node.gateways(&bridge).iter().map(|net| net.addr()).collect();
+        let gateways: Vec<IpAddr> = node.gateways(&bridge).iter().map(ipnet::IpNet::addr).collect();
         let reaches = |container: &Container| {
             let question = Question::new("web.overlay.", RecordType::A);
             let mut all = gateways.iter().map(|ip| SocketAddr::new(*ip, 53));
@@ -170,7 +170,7 @@ fn what_is_too_long_is_cut_and_comes_whole_by_tcp() {
         assert!(plain.metadata.truncation && plain.answers.len() < 35 && plain.edns.is_none());
         let more = ask(Question::new("many.overlay.", RecordType::A).taking(4096));
         assert!(more.metadata.truncation && more.answers.len() > plain.answers.len());
-        assert_eq!(more.edns.as_ref().map(|edns| edns.max_payload()), Some(1232));
+        assert_eq!(more.edns.as_ref().map(hickory_resolver::proto::op::Edns::max_payload), Some(1232));
         let whole = ask(Question::new("many.overlay.", RecordType::A).by_tcp());
         assert!(!whole.metadata.truncation && whole.answers.len() == 201);
     });
