@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, InstanceArguments},
+    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, DnsArguments, InstanceArguments},
     node,
     outcome::{DIFFERS, Outcome, block_on, print},
 };
@@ -21,7 +21,7 @@ use crate::{
     observed::Observation,
     reconcile::{
         explain::Diff,
-        target::{DEFAULT_MTU, Facts},
+        target::{DEFAULT_MTU, Facts, Served},
     },
     wire::{AgentRequest, AgentResponse},
 };
@@ -45,6 +45,8 @@ pub struct DiffArguments {
     /// MTU that the agent was started with, bytes
     #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
     mtu: u32,
+    #[command(flatten)]
+    dns: DnsArguments,
     /// Compare this export (`overlayd store export`) with --observed; touches neither store nor kernel
     #[arg(long, value_name = "FILE", requires = "observed")]
     desired: Option<PathBuf>,
@@ -69,6 +71,8 @@ struct ObservedNode {
     mtu: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     resolver_dir: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    served: Option<Served>,
     #[serde(flatten)]
     seen: Observation,
 }
@@ -131,6 +135,7 @@ fn without_agent(arguments: &DiffArguments, state_dir: &Path) -> Result<Diff, Bo
         uapi_dir: arguments.uapi_dir.clone(),
         resolver_dir: arguments.resolver_dir.clone(),
         mtu: arguments.mtu,
+        dns: arguments.dns.clone(),
     };
     block_on(async {
         let mut engine = node::engine(&instance, document)?;
@@ -144,7 +149,7 @@ fn of_files(desired: &Path, observed: &Path) -> Result<Diff, Box<dyn std::error:
     let document = Document::from_contents(&contents)?;
     let node: ObservedNode =
         serde_json::from_str(&read(observed)?).map_err(|error| format!("{}: {error}", observed.display()))?;
-    let facts = Facts { mtu: node.mtu, resolver_dir: node.resolver_dir, ..Facts::new(node.mark) };
+    let facts = Facts { mtu: node.mtu, resolver_dir: node.resolver_dir, served: node.served, ..Facts::new(node.mark) };
     let told = |_: &Key| document.settled();
     Ok(Diff::between(&document, &facts, &told, node.seen, SystemClock.now().unix))
 }
@@ -160,6 +165,7 @@ pub fn observe(arguments: &ObserveArguments) -> Outcome {
         mark: node::mark_of(&instance.state_dir),
         mtu: instance.mtu,
         resolver_dir: instance.resolver_dir.clone(),
+        served: instance.dns.served()?,
         seen,
     };
     let json: Value = serde_json::to_value(&node)?;

@@ -36,7 +36,12 @@ pub fn engine(
     document: Document,
 ) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
     let mark = mark_of(&instance.state_dir);
-    let facts = Facts { mtu: instance.mtu, resolver_dir: instance.resolver_dir.clone(), ..Facts::new(mark) };
+    let facts = Facts {
+        mtu: instance.mtu,
+        resolver_dir: instance.resolver_dir.clone(),
+        served: instance.dns.served()?,
+        ..Facts::new(mark)
+    };
     let options = NativeOptions {
         resolver_dir: instance.resolver_dir.clone(),
         ..NativeOptions::new(mark, DataPlaneChoice::Auto, instance.uapi_dir.clone())

@@ -14,7 +14,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::args::{DEFAULT_RUN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR};
+use super::args::{DEFAULT_RUN_DIR, DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, DnsArguments};
 use super::outcome::Outcome;
 use crate::failure::with_causes;
 use crate::{
@@ -25,14 +25,12 @@ use crate::{
         DataPlaneChoice,
         device_process::{self, DeviceArgs},
     },
-    reconcile::target::DEFAULT_MTU,
+    reconcile::target::{DEFAULT_MTU, Served},
     wire::limits::CONNECTIONS_MAX,
 };
 
 const DEFAULT_METRICS: &str = "127.0.0.1:9586";
 const DEFAULT_RESYNC_SECS: u64 = 30;
-const DEFAULT_ZONE: &str = "overlay";
-const DNS_PORT: u16 = 53;
 /// Smallest MTU that IPv6 works with (RFC 8200 section 5), and the largest that every data plane here carries.
 const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=4000;
 
@@ -90,15 +88,8 @@ pub struct RunArguments {
     /// Address of the host that the free-port proxy listens on [default: ::, which is every address]
     #[arg(long, env = "OVERLAYD_PROXY_LISTEN", value_name = "ADDR")]
     proxy_listen: Option<IpAddr>,
-    /// Whether the overlay's zone is served at its addresses and gateways [default: on]
-    #[arg(long, env = "OVERLAYD_DNS", value_name = "on|off")]
-    dns: Option<String>,
-    /// What all names of the overlay end in [default: overlay]
-    #[arg(long, env = "OVERLAYD_DNS_ZONE", value_name = "NAME")]
-    dns_zone: Option<String>,
-    /// UDP and TCP port of the overlay's resolver [default: 53]
-    #[arg(long, env = "OVERLAYD_DNS_PORT", value_name = "PORT")]
-    dns_port: Option<u16>,
+    #[command(flatten)]
+    dns: DnsArguments,
     /// Where the system looks for a resolver of one zone, as /etc/resolver of macOS [default: none]
     #[arg(long, env = "OVERLAYD_RESOLVER_DIR", value_name = "DIR")]
     resolver_dir: Option<PathBuf>,
@@ -225,15 +216,13 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         ..Policy::default()
     };
     let run_dir = flags.run_dir.or(file.run_dir).unwrap_or_else(|| DEFAULT_RUN_DIR.into());
-    let resolver = resolver(
-        flags.dns.or(file.dns).as_deref(),
-        flags.dns_zone.or(file.dns_zone).as_deref(),
-        flags.dns_port.or(file.dns_port),
-        match flags.resolv_conf.or(file.resolv_conf) {
-            Some(path) => vec![path],
-            None => vec![run_dir.join("systemd/resolve/resolv.conf"), "/etc/resolv.conf".into()],
-        },
-    )?;
+    let of_file = DnsArguments { dns: file.dns, dns_zone: file.dns_zone, dns_port: file.dns_port };
+    let configurations = match flags.resolv_conf.or(file.resolv_conf) {
+        Some(path) => vec![path],
+        None => vec![run_dir.join("systemd/resolve/resolv.conf"), "/etc/resolv.conf".into()],
+    };
+    let served = flags.dns.or(of_file).served()?;
+    let resolver = served.map(|Served { zone, port }| ResolverSettings { zone, port, configurations });
     let metrics = DEFAULT_METRICS.parse().map_err(|_| "the default metrics address is not an address")?;
     Ok(Settings {
         state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
@@ -254,24 +243,6 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         log_format,
         resolver,
     })
-}
-
-fn resolver(
-    serves: Option<&str>,
-    zone: Option<&str>,
-    port: Option<u16>,
-    configurations: Vec<PathBuf>,
-) -> Result<Option<ResolverSettings>, String> {
-    match serves {
-        None | Some("on") => {}
-        Some("off") => return Ok(None),
-        Some(other) => return Err(format!("dns {other:?}: must be on or off")),
-    }
-    let zone = zone.unwrap_or(DEFAULT_ZONE).parse().map_err(|error| format!("dns_zone: {error}"))?;
-    match port.unwrap_or(DNS_PORT) {
-        0 => Err("dns_port: must be from 1 to 65535; to serve no names, say dns off".into()),
-        port => Ok(Some(ResolverSettings { zone, port, configurations })),
-    }
 }
 
 /// A subnet has room for its network address, the gateway and at least one container.

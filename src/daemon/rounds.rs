@@ -90,7 +90,8 @@ fn knows_every_endpoint(agent: &Agent) -> bool {
         | Key::Ruleset
         | Key::Member(_)
         | Key::Guest(_)
-        | Key::File(_) => true,
+        | Key::File(_)
+        | Key::LinkDns(_) => true,
     })
 }
 

@@ -4,7 +4,13 @@ use std::{
     time::Duration,
 };
 
-use crate::{desired::Policy, ids::DnsName, object::Mark, platform::DataPlaneChoice, reconcile::target::Facts};
+use crate::{
+    desired::Policy,
+    ids::DnsName,
+    object::Mark,
+    platform::DataPlaneChoice,
+    reconcile::target::{Facts, Served},
+};
 
 /// Everything that an operator can choose. Flags, environment and file are read by [`cli`](crate::cli).
 #[derive(Debug, Clone)]
@@ -56,6 +62,7 @@ impl Settings {
             mtu: self.mtu,
             run_dir: self.run_dir.clone(),
             resolver_dir: self.resolver_dir.clone(),
+            served: self.resolver.as_ref().map(|own| Served { zone: own.zone.clone(), port: own.port }),
             ..Facts::new(mark)
         }
     }

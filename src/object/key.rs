@@ -27,10 +27,12 @@ pub enum Subsystem {
     Guest,
     /// A file that tells another program to leave our links alone.
     File,
+    /// What the host's resolver knows of a link.
+    LinkDns,
 }
 
 impl Subsystem {
-    pub const ALL: [Subsystem; 11] = [
+    pub const ALL: [Subsystem; 12] = [
         Subsystem::Link,
         Subsystem::Address,
         Subsystem::Route,
@@ -42,6 +44,7 @@ impl Subsystem {
         Subsystem::Member,
         Subsystem::Guest,
         Subsystem::File,
+        Subsystem::LinkDns,
     ];
 
     /// False for what is never removed by itself: a setting has no mark and is never restored, and a device goes with its link.
@@ -63,6 +66,7 @@ impl Subsystem {
             Subsystem::Member => "member",
             Subsystem::Guest => "guest",
             Subsystem::File => "file",
+            Subsystem::LinkDns => "link_dns",
         }
     }
 }
@@ -146,6 +150,8 @@ pub enum Key {
     /// The rule that lets overlay traffic of one family through another program's drop policy.
     Guest(Family),
     File(FilePath),
+    /// The names that the host's resolver asks for through a link, and of whom.
+    LinkDns(IfName),
 }
 
 /// An address family.
@@ -185,6 +191,7 @@ impl Key {
             Key::Member(_) => Subsystem::Member,
             Key::Guest(_) => Subsystem::Guest,
             Key::File(_) => Subsystem::File,
+            Key::LinkDns(_) => Subsystem::LinkDns,
         }
     }
 
@@ -192,7 +199,7 @@ impl Key {
     pub fn link(&self) -> Option<&IfName> {
         match self {
             Key::Link(_) | Key::Route { .. } | Key::Ruleset | Key::Member(_) | Key::Guest(_) | Key::File(_) => None,
-            Key::Address { link, .. } | Key::Sysctl { link, .. } | Key::Inside(link) => Some(link),
+            Key::Address { link, .. } | Key::Sysctl { link, .. } | Key::Inside(link) | Key::LinkDns(link) => Some(link),
             Key::Device(device) | Key::Peer { device, .. } => Some(device),
         }
     }
@@ -202,7 +209,7 @@ impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.subsystem();
         match self {
-            Key::Link(name) | Key::Device(name) | Key::Inside(name) => write!(f, "{kind}/{name}"),
+            Key::Link(name) | Key::Device(name) | Key::Inside(name) | Key::LinkDns(name) => write!(f, "{kind}/{name}"),
             Key::Ruleset => write!(f, "{kind}/{RULESET}"),
             Key::Member(address) => write!(f, "{kind}/{address}"),
             Key::Guest(family) => write!(f, "{kind}/{}", family.word()),
@@ -234,6 +241,7 @@ impl FromStr for Key {
             "link" => return rest.parse().map(Key::Link),
             "device" => return rest.parse().map(Key::Device),
             "inside" => return rest.parse().map(Key::Inside),
+            "link_dns" => return rest.parse().map(Key::LinkDns),
             "ruleset" if rest == RULESET => return Ok(Key::Ruleset),
             "member" => return rest.parse().map(Key::Member).map_err(|_| bad()),
             "guest" => {

@@ -15,6 +15,6 @@ mod spec;
 pub use key::{Family, Key, Setting, Subsystem};
 pub use mark::{ADDRESS_PROTOCOL, Mark, ROUTE_PROTOCOL};
 pub use spec::{
-    DeviceSpec, EndpointSpec, FileSpec, GuestSpec, InsideRoute, InsideSpec, KeyPair, LinkKind, LinkSpec, MemberSpec,
-    NetworkId, PeerSpec, RouteSpec, RulesetSpec, Spec, VethPeer,
+    DeviceSpec, EndpointSpec, FileSpec, GuestSpec, InsideRoute, InsideSpec, KeyPair, LinkDnsSpec, LinkKind, LinkSpec,
+    MemberSpec, NetworkId, PeerSpec, ResolverFeature, RouteSpec, RulesetSpec, Spec, VethPeer,
 };

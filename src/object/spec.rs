@@ -30,6 +30,7 @@ pub enum Spec {
     Member(MemberSpec),
     Guest(GuestSpec),
     File(FileSpec),
+    LinkDns(LinkDnsSpec),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +206,49 @@ pub struct GuestSpec {
 pub struct FileSpec {
     /// The whole text.
     pub content: String,
+}
+
+/// What the host's resolver does with names by way of a link.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LinkDnsSpec {
+    pub servers: BTreeSet<SocketAddr>,
+    /// Names under these are asked of the servers. A `~` stands before one that short names are not searched in, as resolvectl(1) has it.
+    pub domains: BTreeSet<String>,
+    /// Whether the servers are also asked for names that no link has a domain for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub default_route: bool,
+    /// What is on besides plain questions to the servers.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub features: BTreeSet<ResolverFeature>,
+}
+
+/// What a resolver may do on a link that is of no use on an overlay's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResolverFeature {
+    /// Asking the link's neighbours (RFC 4795): a WireGuard device has none.
+    Llmnr,
+    /// The same by multicast (RFC 6762).
+    MulticastDns,
+    /// Asking the servers by TLS (RFC 7858), which the overlay's do not speak.
+    DnsOverTls,
+    /// Checking signatures (RFC 4035), which the overlay's zone does not have.
+    Dnssec,
+}
+
+impl ResolverFeature {
+    pub const ALL: [ResolverFeature; 4] =
+        [ResolverFeature::Llmnr, ResolverFeature::MulticastDns, ResolverFeature::DnsOverTls, ResolverFeature::Dnssec];
+
+    /// The word used in diffs: the resolver's own.
+    pub fn word(self) -> &'static str {
+        match self {
+            ResolverFeature::Llmnr => "LLMNR",
+            ResolverFeature::MulticastDns => "MulticastDNS",
+            ResolverFeature::DnsOverTls => "DNSOverTLS",
+            ResolverFeature::Dnssec => "DNSSEC",
+        }
+    }
 }
 
 /// An endpoint and how firmly it is wanted: WireGuard moves it by itself when the peer roams (A5).

@@ -92,21 +92,23 @@ pub struct Surroundings {
     /// Families whose packets another program's forward chain drops unless a rule lets them through (A30).
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub forward_drop: BTreeSet<Family>,
-    /// Programs on this node that would configure links of ours if nobody told them not to (A11).
+    /// Programs on this node that would configure links of ours if nobody told them not to (A11), and the resolver that knows of links.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub neighbours: BTreeSet<Neighbour>,
 }
 
-/// A program that configures links.
+/// A program that configures links, or goes by them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Neighbour {
     Networkd,
     NetworkManager,
+    /// Configures none, but asks for names through them.
+    Resolved,
 }
 
 impl Neighbour {
-    pub const ALL: [Neighbour; 2] = [Neighbour::Networkd, Neighbour::NetworkManager];
+    pub const ALL: [Neighbour; 3] = [Neighbour::Networkd, Neighbour::NetworkManager, Neighbour::Resolved];
 }
 
 /// The objects of the node as far as they are known.
@@ -212,7 +214,7 @@ impl Snapshot {
         let addresses = (Bound::Included(first_address(link)), Bound::Unbounded);
         let is_on = move |key: &&Key| key.link() == Some(link);
         let settings = Setting::ALL.map(|setting| Key::Sysctl { link: link.clone(), setting });
-        let single = settings.into_iter().chain([Key::Inside(link.clone())]);
+        let single = settings.into_iter().chain([Key::Inside(link.clone()), Key::LinkDns(link.clone())]);
         let single = single.filter_map(|key| self.objects.get_key_value(&key).map(|(key, _)| key));
         self.objects.range(addresses).map(|(key, _)| key).take_while(is_on).chain(single)
     }

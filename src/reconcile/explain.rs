@@ -201,6 +201,10 @@ fn describe(spec: &Spec) -> String {
             format!("accepts {}", networks.join(","))
         }
         Spec::File(file) => format!("{} bytes", file.content.len()),
+        Spec::LinkDns(dns) => {
+            let servers: Vec<String> = dns.servers.iter().map(ToString::to_string).collect();
+            format!("{} domains of {}", dns.domains.len(), servers.join(","))
+        }
     }
 }
 
@@ -224,7 +228,8 @@ fn wanted_by(document: &Document, key: &Key, since: u64) -> String {
         | Key::Device(_)
         | Key::Ruleset
         | Key::Guest(_)
-        | Key::File(_) => match document.overlay() {
+        | Key::File(_)
+        | Key::LinkDns(_) => match document.overlay() {
             Some(overlay) => {
                 format!("wanted by overlay {}/{} since generation {since}", overlay.deployment, overlay.instance)
             }

@@ -56,10 +56,12 @@ fn rank(action: &Action) -> u8 {
             Subsystem::Peer => 13,
             Subsystem::Inside => 15,
             Subsystem::Route => 16,
-            Subsystem::Guest => 17,
+            // Names are asked for by way of the overlay when it is there.
+            Subsystem::Guest | Subsystem::LinkDns => 17,
         },
         Action::Delete { was, .. } => match key.subsystem() {
             Subsystem::Guest | Subsystem::Route if !is_fallback(was) => 4,
+            Subsystem::LinkDns => 4,
             Subsystem::Address | Subsystem::Inside => 5,
             Subsystem::Link if is_port(was) => 6,
             Subsystem::Link | Subsystem::Sysctl | Subsystem::Device => 7,

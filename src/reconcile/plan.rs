@@ -20,7 +20,9 @@ use crate::{
     action::Action,
     clock::UnixTime,
     ids::IfName,
-    object::{DeviceSpec, FileSpec, InsideSpec, Key, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem, VethPeer},
+    object::{
+        DeviceSpec, FileSpec, InsideSpec, Key, LinkDnsSpec, LinkKind, PeerSpec, RouteSpec, Spec, Subsystem, VethPeer,
+    },
     observed::{Coverage, Observed, Owner, Snapshot},
 };
 
@@ -394,6 +396,13 @@ pub fn differences(from: &Spec, to: &Spec) -> Vec<FieldChange> {
         (Spec::File(from), Spec::File(to)) if from != to => {
             let text = |file: &FileSpec| format!("{:08x}", crc32fast::hash(file.content.as_bytes()));
             field("checksum", text(from), text(to));
+        }
+        (Spec::LinkDns(from), Spec::LinkDns(to)) => {
+            field("servers", list(&from.servers), list(&to.servers));
+            field("domains", list(&from.domains), list(&to.domains));
+            field("default_route", from.default_route.to_string(), to.default_route.to_string());
+            let words = |dns: &LinkDnsSpec| list(dns.features.iter().map(|feature| feature.word()));
+            field("features", words(from), words(to));
         }
         (from, to) if from != to => field("spec", format!("{from:?}"), format!("{to:?}")),
         _ => {}

@@ -119,6 +119,7 @@ pub fn link_of<'a>(key: &'a Key, spec: &'a Spec) -> Option<&'a IfName> {
         | Spec::Member(_)
         | Spec::Guest(_)
         | Spec::File(_)
+        | Spec::LinkDns(_)
         | Spec::Device(_)
         | Spec::Peer(_) => key.link(),
     }

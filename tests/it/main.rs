@@ -8,6 +8,7 @@ mod desk;
 mod engine;
 mod floor_plan;
 mod house_rules;
+mod link_dns;
 mod lives;
 mod plan_golden;
 mod ports;

@@ -14,7 +14,7 @@ use overlayd::{
         TurnServer, consider, store::Contents,
     },
     ids::Cidr,
-    object::{Key, LinkKind, NetworkId, RouteSpec, Spec, Subsystem},
+    object::{Key, LinkKind, NetworkId, ResolverFeature, RouteSpec, Spec, Subsystem},
     observed::{Coverage, Observation, Observed, Owner, Snapshot},
     platform::{
         ActionError, Interest,
@@ -24,13 +24,13 @@ use overlayd::{
         explain::Diff,
         plan::plan,
         step::Plan,
-        target::{Facts, Places, Scope, Target, places},
+        target::{Places, Scope, Target, places},
     },
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::world::{
-    World, as_snapshot, at, cidr, device, device_key, document, edit, endpoint, foreign_link, mark, node_key, overlay,
+    World, as_snapshot, at, cidr, device, device_key, document, edit, endpoint, facts, foreign_link, node_key, overlay,
     peer, peer_key, target,
 };
 
@@ -228,6 +228,12 @@ fn altered(spec: &Spec, how: u8) -> Spec {
         },
         Spec::Guest(guest) => guest.networks.clear(),
         Spec::File(file) => file.content.push('#'),
+        Spec::LinkDns(dns) => match how % 4 {
+            0 => dns.servers.clear(),
+            1 => drop(dns.domains.insert("~example".into())),
+            2 => dns.default_route ^= true,
+            _ => drop(dns.features.insert(ResolverFeature::Llmnr)),
+        },
         Spec::Device(device) => match how % 3 {
             0 => device.listen_port ^= 1,
             1 => device.key.public = None,
@@ -247,7 +253,7 @@ fn altered(spec: &Spec, how: u8) -> Spec {
 
 /// A node that was meant to be as `before` says, and to which things happened.
 fn node(before: &Document, fates: &[Fate]) -> SimNode {
-    let wanted = target(before, &Facts::new(mark()));
+    let wanted = target(before, &facts());
     let mut node = SimNode::default();
     let mut fate = fates.iter().cycle();
     // Links come first in the order of keys; what stands on an absent link cannot exist.
@@ -284,7 +290,7 @@ fn strangers(node: &SimNode) -> BTreeMap<Key, Observed> {
 }
 
 fn look(node: &SimNode, document: &Document) -> Snapshot {
-    let Places { links, keys, insides } = places(document, &Facts::new(mark()));
+    let Places { links, keys, insides } = places(document, &facts());
     let mut snapshot = Snapshot::default();
     snapshot.absorb(node.observe(&Interest { subsystems: Subsystem::ALL.into(), links, keys, insides }));
     snapshot
@@ -334,7 +340,7 @@ proptest! {
         if let Ok(change) = consider(&document, &wanted, &at(next))
             && let overlayd::desired::Touched::Keys(keys) = &change.touched
         {
-            let facts = Facts::new(mark());
+            let facts = facts();
             let before = target(&document, &facts);
             let mut after = document.clone();
             after.absorb(next, &change.mutations);
@@ -371,7 +377,7 @@ proptest! {
 
     #[test]
     fn object_keys_are_what_their_text_says(document in documents()) {
-        for key in target(&document, &Facts::new(mark())).objects.keys() {
+        for key in target(&document, &facts()).objects.keys() {
             prop_assert_eq!(&key.to_string().parse::<Key>().unwrap(), key);
         }
     }
@@ -388,7 +394,7 @@ proptest! {
         let untouchable = strangers(&node);
         let mut wanted = before;
         make(&mut wanted, &later);
-        let target = target(&wanted, &Facts::new(mark()));
+        let target = target(&wanted, &facts());
         let first = plan_for(&target, &look(&node, &wanted));
         for step in &first.steps {
             let outcome = node.execute(&step.action);
@@ -405,7 +411,7 @@ proptest! {
 
     #[test]
     fn a_node_that_shows_the_target_needs_nothing(document in documents()) {
-        let target = target(&document, &Facts::new(mark()));
+        let target = target(&document, &facts());
         let plan = plan_for(&target, &as_snapshot(&target));
         prop_assert!(plan.is_empty() && plan.withheld.is_empty(), "{}", text(&document, &target, &plan));
     }
@@ -435,7 +441,7 @@ proptest! {
             piecemeal.absorb(Observation { objects, ..Observation::default() });
         }
         piecemeal.absorb(seen.clone());
-        let facts = Facts::new(mark());
+        let facts = facts();
         let one = plan_for(&target(&wanted, &facts), &look(&node, &wanted));
         let other = plan_for(&target(&retold, &facts), &piecemeal);
         prop_assert_eq!(
@@ -453,7 +459,7 @@ proptest! {
         seen.objects.retain(|key, _| key.subsystem() != part);
         let mut snapshot = Snapshot::default();
         snapshot.absorb(seen);
-        let plan = plan_for(&target(&document, &Facts::new(mark())), &snapshot);
+        let plan = plan_for(&target(&document, &facts()), &snapshot);
         for step in &plan.steps {
             prop_assert_ne!(step.action.key().subsystem(), part, "{:?}", step);
         }
@@ -579,6 +585,10 @@ fn variants(spec: &Spec) -> Vec<(&'static str, Spec)> {
         Spec::Member(_) => vec![("port", altered(spec, 0)), ("network", altered(spec, 1))],
         Spec::Guest(_) => vec![("networks", altered(spec, 0))],
         Spec::File(_) => vec![("content", altered(spec, 0))],
+        Spec::LinkDns(_) => {
+            let fields = ["servers", "domains", "default_route", "features"];
+            fields.into_iter().zip(0..).map(|(field, how)| (field, altered(spec, how))).collect()
+        }
         Spec::Device(_) => vec![("port", altered(spec, 0)), ("key", altered(spec, 1)), ("fwmark", altered(spec, 2))],
         Spec::Peer(wanted) => {
             let mut all = vec![
@@ -606,7 +616,7 @@ fn every_field_of_every_object_at_every_position_gives_exactly_one_action_when_i
         let endpoint = if number % 3 == 1 { None } else { peer(number).endpoint };
         edit(&mut document, &Edit::EnsurePeer(PeerRequest { endpoint, ..peer(number) }));
     }
-    let target = target(&document, &Facts::new(mark()));
+    let target = target(&document, &facts());
     let right = as_snapshot(&target).to_observation();
     let mut tried = 0;
     for (key, wanted) in &target.objects {

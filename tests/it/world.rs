@@ -15,13 +15,13 @@ use overlayd::{
     },
     ids::{Cidr, IfName, WgPublicKey},
     object::{EndpointSpec, Key, KeyPair, LinkKind, LinkSpec, Mark, PeerSpec, Spec},
-    observed::{Observed, Snapshot},
+    observed::{Neighbour, Observed, Snapshot, Surroundings},
     platform::sim::SimKernel,
     reconcile::{
         engine::Engine,
         explain::Diff,
         ledger::Condition,
-        target::{Facts, Scope, Target, lower},
+        target::{Facts, Scope, Served, Target, lower},
         view::Round,
     },
     secret::PrivateKey,
@@ -41,6 +41,13 @@ pub fn node_key() -> PrivateKey {
 
 pub fn mark() -> Mark {
     Mark::of_instance("/var/lib/overlayd")
+}
+
+/// A node that serves its zone, beside a resolver that can be told of it.
+pub fn facts() -> Facts {
+    let served = Served { zone: "overlay".parse().unwrap(), port: 53 };
+    let surroundings = Surroundings { neighbours: [Neighbour::Resolved].into(), ..Surroundings::default() };
+    Facts { served: Some(served), surroundings, ..Facts::new(mark()) }
 }
 
 pub fn cidr(text: &str) -> Cidr {
@@ -162,14 +169,14 @@ impl World {
     pub fn of(document: Document) -> Self {
         let document = Arc::new(RwLock::new(document));
         let (kernel, clock) = (SimKernel::default(), TestClock::new());
-        let engine = Engine::new(kernel.clone(), clock.clone(), document.clone(), Facts::new(mark()));
+        let engine = Engine::new(kernel.clone(), clock.clone(), document.clone(), facts());
         Self { document, kernel, clock, engine }
     }
 
     /// The agent dies and another starts on the same node with the same document, of which `settled` is known to have been applied.
     pub fn restart(&mut self) {
         let kernel = self.kernel.clone();
-        self.engine = Engine::new(kernel, self.clock.clone(), self.document.clone(), Facts::new(mark()));
+        self.engine = Engine::new(kernel, self.clock.clone(), self.document.clone(), facts());
     }
 
     pub fn edit(&mut self, wanted: &Edit) -> Change {

@@ -64,7 +64,7 @@ pub fn isolated_as<Named>(body: impl FnOnce()) {
     let path = std::any::type_name::<Named>();
     let path = path.split_once("::").map_or(path, |(_, rest)| rest);
     let name = path.strip_suffix("::{{closure}}").expect("isolated() takes a closure");
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         prepare_inside();
         body();
         return;
@@ -164,6 +164,11 @@ fn end_leftovers(of_test: Option<&Path>) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// Whether this is the child that carries a test out.
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
 }
 
 /// Ends the test as not possible here. Only inside [`isolated`].

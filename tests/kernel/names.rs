@@ -21,6 +21,8 @@ use crate::{
 };
 
 mod question;
+mod resolved;
+mod resolver_host;
 mod upstream;
 
 use question::{Question, ask_all};

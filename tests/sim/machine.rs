@@ -23,7 +23,7 @@ use overlayd::{
     },
     reconcile::{
         engine::{Depth, Engine},
-        target::{Facts, Scope},
+        target::Scope,
     },
 };
 
@@ -32,7 +32,7 @@ use crate::{
     history::{Event, Harm, Mishap, attach},
     mutants::Mutant,
     oracle::{Wants, faults_of},
-    world::{TestClock, document, edit, foreign_link, mark},
+    world::{TestClock, document, edit, facts, foreign_link},
 };
 
 /// When the process dies, and what was seen until then.
@@ -230,6 +230,13 @@ fn nothing() -> Document {
     empty
 }
 
+/// A node of which nothing is known but what runs on it besides.
+fn fresh_node() -> SimNode {
+    let mut node = SimNode::default();
+    node.surroundings = facts().surroundings;
+    node
+}
+
 impl Machine {
     /// A machine without an overlay, on which the process dies at the given moment, if at any.
     pub fn new(dies_at: Option<u64>, mutant: Option<Mutant>) -> Self {
@@ -249,6 +256,7 @@ impl Machine {
             told: Vec::new(),
             faults: Vec::new(),
         };
+        machine.kernel.node(|node| *node = fresh_node());
         machine.start();
         machine
     }
@@ -399,7 +407,7 @@ impl Machine {
         let committer =
             Committer::start(document, Box::new(store), self.clock.clone(), policy, Box::new(|_, _| {})).unwrap();
         let kernel = Watched { kernel: self.kernel.clone(), fate: self.fate.clone(), put_off: Vec::new() };
-        let engine = Engine::new(kernel, self.clock.clone(), committer.document(), Facts::new(mark()));
+        let engine = Engine::new(kernel, self.clock.clone(), committer.document(), facts());
         self.agent = Some(Agent { committer, engine, touched: BTreeSet::new(), everything: true });
         self.know_the_document();
         if self.is(Mutant::ActBeforeLoad) {
@@ -450,7 +458,7 @@ impl Machine {
         }
         self.kernel.heal();
         let pids: Vec<u32> = (1..8).collect();
-        self.kernel.node(|node| *node = SimNode::default());
+        self.kernel.node(|node| *node = fresh_node());
         self.strangers.clear();
         let ended = self.ended.clone();
         self.kernel.node(|node| ended.iter().for_each(|netns| node.end_container(netns)));
@@ -494,7 +502,12 @@ impl Machine {
     fn hint(&mut self, changed: &Key) {
         let is_told = !matches!(
             changed.subsystem(),
-            Subsystem::Device | Subsystem::Peer | Subsystem::Sysctl | Subsystem::Inside | Subsystem::File
+            Subsystem::Device
+                | Subsystem::Peer
+                | Subsystem::Sysctl
+                | Subsystem::Inside
+                | Subsystem::File
+                | Subsystem::LinkDns
         );
         if is_told && !self.is(Mutant::DeafToHints) {
             self.agent().engine.distrust(Depth::Host);
@@ -542,7 +555,7 @@ impl Machine {
                 device.listen_port ^= 1;
                 true
             }
-            Spec::Route(_) | Spec::Address | Spec::Guest(_) | Spec::File(_) => false,
+            Spec::Route(_) | Spec::Address | Spec::Guest(_) | Spec::File(_) | Spec::LinkDns(_) => false,
         };
         self.hint(&key);
         self.kernel.node(|node| match harm {

@@ -16,10 +16,10 @@ use overlayd::{
     object::{Key, NetworkId, RouteSpec, Spec},
     observed::{Observed, Owner},
     platform::sim::SimNode,
-    reconcile::target::{Facts, Target},
+    reconcile::target::Target,
 };
 
-use crate::world::{mark, target};
+use crate::world::{facts, mark, target};
 
 /// Traffic that the document allows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,7 +44,7 @@ impl Wants {
         for record in document.attachments().values() {
             networks.extend(record.held().map(|ip| (*ip, record.network.as_ref().map(NetworkId::of))));
         }
-        Self { flows: flows(document), target: target(document, &Facts::new(mark())), networks }
+        Self { flows: flows(document), target: target(document, &facts()), networks }
     }
 }
 

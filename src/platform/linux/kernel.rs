@@ -25,6 +25,7 @@ use super::{
     links::{self, FoundLink, KIND_TUN, KIND_WIREGUARD},
     monitor::{Busy, Monitor},
     nft::{Firewall, Watch},
+    resolved::Resolved,
     routes,
     socket::Channel,
     surroundings, sysctls,
@@ -106,6 +107,7 @@ pub struct LinuxKernel {
     pub(super) firewall: Firewall,
     pub(super) run_dir: PathBuf,
     pub(super) resolver_dir: Option<PathBuf>,
+    pub(super) resolved: Resolved,
     pub(super) choice: DataPlaneChoice,
     /// Whether addresses tell who made them; `None` until it was looked at.
     address_protocol: Option<bool>,
@@ -131,6 +133,7 @@ impl LinuxKernel {
             address_protocol: None,
             visits: Visits::new(),
             peers: BTreeMap::new(),
+            resolved: Resolved::new(&options.run_dir),
             run_dir: options.run_dir,
             resolver_dir: options.resolver_dir,
             route,
@@ -190,6 +193,11 @@ impl LinuxKernel {
             Key::Peer { .. } => unreachable!("peers are executed in batches"),
             Key::Inside(veth) => self.execute_inside(veth, action).await,
             Key::File(path) => files::execute(self.mark, path, action),
+            Key::LinkDns(link) => match (self.ours(link).await, action) {
+                // What a resolver knows of a link goes with the link.
+                (Err(ActionError::Gone(_)), Action::Delete { .. }) => Ok(()),
+                (found, _) => self.resolved.execute(&found?, action).await,
+            },
             Key::Ruleset => self.firewall.execute_ruleset(action).await,
             Key::Member(_) => unreachable!("members are executed in batches"),
             Key::Guest(family) => self.firewall.execute_guest(*family, action).await,
@@ -296,7 +304,8 @@ impl Kernel for LinuxKernel {
         let Some(watch) = self.watch.take() else {
             return stream::pending().boxed();
         };
-        stream::select(self.monitor.stream(), watch.into_stream()).boxed()
+        let of_kernel = stream::select(self.monitor.stream(), watch.into_stream());
+        stream::select(of_kernel, self.resolved.hints()).boxed()
     }
 }
 
@@ -317,7 +326,8 @@ fn batch_length(actions: &[Action], device: &IfName) -> usize {
             | Key::Ruleset
             | Key::Member(_)
             | Key::Guest(_)
-            | Key::File(_) => false,
+            | Key::File(_)
+            | Key::LinkDns(_) => false,
         })
         .count()
 }

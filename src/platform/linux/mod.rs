@@ -29,6 +29,7 @@ pub mod netns;
 mod nft;
 mod nsid;
 mod observe;
+mod resolved;
 mod routes;
 mod socket;
 mod surroundings;

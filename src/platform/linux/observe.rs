@@ -22,7 +22,7 @@ use super::{
 use crate::{
     ids::IfName,
     object::{Key, RouteSpec, Setting, Spec, Subsystem},
-    observed::{Coverage, Observation, Observed, Owner},
+    observed::{Coverage, Neighbour, Observation, Observed, Owner},
     platform::{Interest, ObserveError},
 };
 
@@ -71,6 +71,10 @@ impl LinuxKernel {
                 Subsystem::File => {
                     let resolver_dir = self.resolver_dir.as_deref();
                     Ok(files::observe(self.mark, &self.run_dir, resolver_dir, interest, &mut observation))
+                }
+                Subsystem::LinkDns => {
+                    self.report_link_dns(&seen, interest, &mut observation).await;
+                    Ok(None)
                 }
                 // Behind the links, which bring the surroundings that this adds to.
                 Subsystem::Guest => self.firewall.report_guests(&mut observation).await,
@@ -145,7 +149,10 @@ impl LinuxKernel {
 
     /// What the firewall knows of its surroundings is added by whoever looks at the firewall.
     async fn report_surroundings(&mut self, observation: &mut Observation) -> Result<(), Fault> {
-        let found = surroundings::look(&mut self.route, self.mark, &self.run_dir).await?;
+        let mut found = surroundings::look(&mut self.route, self.mark, &self.run_dir).await?;
+        if self.resolved.is_there().await {
+            found.neighbours.insert(Neighbour::Resolved);
+        }
         observation.surroundings = Some(found);
         Ok(())
     }
@@ -222,6 +229,14 @@ impl LinuxKernel {
             observation.objects.insert(key, Observed { spec: Spec::Sysctl(value), owner, stats: None });
         }
         Ok(None)
+    }
+
+    /// Of the links that carry an overlay, and no others: nobody tells a resolver about a container's port.
+    async fn report_link_dns(&mut self, seen: &Seen, interest: &Interest, observation: &mut Observation) {
+        let devices = seen.ours(self).into_iter();
+        let devices = devices.filter(|(_, link)| [KIND_WIREGUARD, KIND_TUN].contains(&link.kind.as_str()));
+        let devices: Vec<(IfName, u32)> = devices.map(|(name, link)| (name, link.index)).collect();
+        self.resolved.report(&devices, interest, observation).await;
     }
 
     /// A device that cannot be read makes the part partial and hides no other device.

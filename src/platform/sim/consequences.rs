@@ -63,7 +63,8 @@ pub(super) fn without_intent(spec: &Spec) -> Spec {
         | Spec::Ruleset(_)
         | Spec::Member(_)
         | Spec::Guest(_)
-        | Spec::File(_) => {}
+        | Spec::File(_)
+        | Spec::LinkDns(_) => {}
     }
     spec
 }

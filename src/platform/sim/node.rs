@@ -135,7 +135,8 @@ impl SimNode {
             | Key::Inside(_)
             | Key::Member(_)
             | Key::Guest(_)
-            | Key::File(_) => {}
+            | Key::File(_)
+            | Key::LinkDns(_) => {}
         }
         true
     }

@@ -1,5 +1,7 @@
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{ids::DnsName, object::Mark, observed::Surroundings};
 
 /// MTU of the overlay device in bytes: an Ethernet underlay of 1500 less 80 for IPv6, UDP and WireGuard (A28).
@@ -19,8 +21,19 @@ pub struct Facts {
     pub run_dir: PathBuf,
     /// Where the system looks for a resolver of one zone; `None` where it does not.
     pub resolver_dir: Option<PathBuf>,
+    /// The zone that the agent answers for; `None` when it answers for none.
+    pub served: Option<Served>,
     /// True after a `Shutdown`: the devices are taken down, the document stays (the next start brings them back).
     pub suspended: bool,
+}
+
+/// How the overlay's names can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// What all names of the overlay end in.
+    pub zone: DnsName,
+    /// UDP and TCP.
+    pub port: u16,
 }
 
 impl Facts {
@@ -32,6 +45,7 @@ impl Facts {
             surroundings: Surroundings::default(),
             run_dir: PathBuf::from("/run"),
             resolver_dir: None,
+            served: None,
             suspended: false,
         }
     }

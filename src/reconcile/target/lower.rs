@@ -5,7 +5,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{Facts, Scope, Target, containers, firewall, neighbours, overlay, resolvers, segments};
+use super::{Facts, Scope, Target, containers, firewall, link_dns, neighbours, overlay, resolvers, segments};
 use crate::{
     desired::{AddressHolder, AttachmentId, Document, OverlayRecord, PeerRecord},
     ids::{Cidr, IfName, ServiceName, WgPublicKey},
@@ -58,7 +58,7 @@ pub fn lower(document: &Document, facts: &Facts, told: &impl Fn(&Key) -> u64, sc
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     pub links: BTreeSet<IfName>,
-    /// Routes and files that a stranger can have taken, and settings whose value is wanted.
+    /// Routes and files that a stranger can have taken, settings whose value is wanted, and links that the host's resolver is to know.
     pub keys: BTreeSet<Key>,
     pub insides: BTreeMap<IfName, InsideSpec>,
 }
@@ -84,7 +84,9 @@ pub fn places(document: &Document, facts: &Facts) -> Places {
         match (key, wanted.spec) {
             (Key::Link(name), _) => drop(places.links.insert(name)),
             (Key::Inside(name), Spec::Inside(inside)) => drop(places.insides.insert(name, inside)),
-            (key @ (Key::Route { .. } | Key::Sysctl { .. } | Key::File(_)), _) => drop(places.keys.insert(key)),
+            (key @ (Key::Route { .. } | Key::Sysctl { .. } | Key::File(_) | Key::LinkDns(_)), _) => {
+                places.keys.insert(key);
+            }
             _ => {}
         }
     }
@@ -153,6 +155,7 @@ fn lower_structure(document: &Document, overlay: &OverlayRecord, facts: &Facts, 
     segments::lower(document, overlay, facts, target);
     firewall::lower(document, overlay, facts, target);
     neighbours::lower(overlay, facts, target);
+    link_dns::lower(overlay, facts, target);
 }
 
 /// Every declared peer with its device. Guests are peers too, but of their attachments.
@@ -188,7 +191,7 @@ fn attachments_of(document: &Document, keys: &BTreeSet<Key>) -> BTreeSet<Attachm
         Key::Address { link, address } => of_link(link).or_else(|| of_address(&address.addr())),
         Key::Route { destination, .. } => of_address(&destination.network()),
         Key::Peer { public_key, .. } => document.guest_of_key(public_key).cloned(),
-        Key::Device(_) | Key::Ruleset | Key::Guest(_) | Key::File(_) => None,
+        Key::Device(_) | Key::Ruleset | Key::Guest(_) | Key::File(_) | Key::LinkDns(_) => None,
     };
     keys.iter().filter_map(of).collect()
 }
@@ -202,6 +205,6 @@ fn is_structural(key: &Key) -> bool {
         }
         Key::Route { destination, .. } => destination.prefix_len() != destination.net().max_prefix_len(),
         Key::Member(_) | Key::Peer { .. } => false,
-        Key::Device(_) | Key::Ruleset | Key::Guest(_) | Key::File(_) => true,
+        Key::Device(_) | Key::Ruleset | Key::Guest(_) | Key::File(_) | Key::LinkDns(_) => true,
     }
 }

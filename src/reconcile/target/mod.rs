@@ -1,7 +1,7 @@
 //! Says the document in kernel words.
 //!
-//! Owns the translation: which links, addresses, routes, settings, devices, peers, container sides, firewall members and files a document
-//! stands for on this node. Leaves comparing to [`plan`](super::plan).
+//! Owns the translation: which links, addresses, routes, settings, devices, peers, container sides, firewall members, files and names a
+//! document stands for on this node. Leaves comparing to [`plan`](super::plan).
 //!
 //! Upholds I-07 (every choice comes from the document or the facts), B11, B13, B22, B23, B24.
 //!
@@ -11,6 +11,7 @@
 mod containers;
 mod facts;
 mod firewall;
+mod link_dns;
 mod lower;
 mod neighbours;
 mod overlay;
@@ -18,7 +19,7 @@ mod resolvers;
 mod segments;
 mod wanted;
 
-pub use facts::{DEFAULT_MTU, Facts};
+pub use facts::{DEFAULT_MTU, Facts, Served};
 pub use lower::{Places, companions, lower, objects_of_attachment, objects_of_overlay, objects_of_segment, places};
 pub use resolvers::file_of;
 pub use wanted::{Scope, Target, Wanted};

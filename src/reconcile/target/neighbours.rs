@@ -28,6 +28,8 @@ fn files(neighbour: Neighbour, mark: Mark) -> Vec<(String, String)> {
     let header = format!("# overlayd {mark}: overlayd configures these links; written by it, and removed by it\n");
     let file = |place: String, body: String| (place, format!("{header}{body}"));
     match neighbour {
+        // It is spoken to.
+        Neighbour::Resolved => Vec::new(),
         Neighbour::Networkd => vec![
             file(
                 format!("systemd/network/10-overlayd-{mark}.network"),

@@ -279,7 +279,8 @@ impl<S: Stage> Play<S> {
             | Key::Ruleset
             | Key::Member(_)
             | Key::Guest(_)
-            | Key::File(_) => None,
+            | Key::File(_)
+            | Key::LinkDns(_) => None,
         };
         let nothing = || step.wrong(format_args!("{key} is not there, so nobody can change it"));
         let is = self.stage.see(&key).or(fresh).ok_or_else(nothing)?;

@@ -180,7 +180,13 @@ fn changed(spec: &Spec) -> Option<Spec> {
             member.network = None;
             Spec::Member(member)
         }
-        Spec::Address | Spec::Route(_) | Spec::Device(_) | Spec::Ruleset(_) | Spec::Guest(_) | Spec::File(_) => {
+        Spec::Address
+        | Spec::Route(_)
+        | Spec::Device(_)
+        | Spec::Ruleset(_)
+        | Spec::Guest(_)
+        | Spec::File(_)
+        | Spec::LinkDns(_) => {
             return None;
         }
     })
