@@ -179,9 +179,13 @@ impl<K: Kernel, C: Clock> Engine<K, C> {
 
     /// As much as has to be looked at for the whole node to be known.
     fn whole_look(&self) -> Look {
-        let sides = places(&self.document(), &self.facts).insides;
-        let sides: BTreeSet<Key> = sides.into_keys().map(Key::Inside).collect();
-        if self.insides_trusted && self.knows_sides(&sides) { Look::Host } else { Look::Node }
+        if !self.insides_trusted {
+            return Look::Node;
+        }
+        // Not by way of the target: the look that follows makes all of it once anyway.
+        let document = self.document();
+        let ports = document.attachments().iter().flat_map(|(id, record)| record.links(id));
+        if self.knows_sides(&ports.map(Key::Inside).collect()) { Look::Host } else { Look::Node }
     }
 
     /// False when among `keys` is the side of a container at a port that is there, and nobody has looked at it: it was not wanted before.
