@@ -30,12 +30,15 @@ use hickory_resolver::{
     system_conf::parse_resolv_conf,
 };
 
+use super::shares::Shares;
+
 /// Time for which one server is waited for, and how often a question is sent. All in all three seconds, less than a client waits.
 const ASK_TIME: Duration = Duration::from_secs(1);
 const ATTEMPTS: usize = 2;
 const GIVE_UP_AFTER: Duration = Duration::from_secs(3);
-/// Questions that are under way at a time.
+/// Questions that are under way at a time, and those of one asker who waits for an answer: where no server answers, each waits for seconds.
 const UNDER_WAY_MAX: usize = 512;
+const WAITING_OF_ONE_MAX: usize = 64;
 /// Answers that are remembered.
 const REMEMBERED_MAX: u64 = 8_192;
 /// Longest time for which an answer is remembered, whatever it says.
@@ -75,6 +78,7 @@ pub struct Forwarder {
     memory: ResponseCache,
     servers: Mutex<Servers>,
     under_way: Mutex<HashMap<Query, WeakShared<BoxFuture<'static, Forwarded>>>>,
+    waiting: Arc<Shares>,
 }
 
 #[derive(Default)]
@@ -100,6 +104,7 @@ impl Forwarder {
             memory: ResponseCache::new(REMEMBERED_MAX, TtlConfig::from_opts(&options)),
             servers: Mutex::default(),
             under_way: Mutex::default(),
+            waiting: Shares::new(WAITING_OF_ONE_MAX),
         }
     }
 
@@ -108,22 +113,26 @@ impl Forwarder {
         lock(&self.servers).addresses.clone()
     }
 
-    /// Asks. `is_ours`: addresses at which nobody is asked, because it would be us, or would ask us.
+    /// Asks for `asker`. `is_ours`: addresses at which nobody is asked, because it would be us, or would ask us.
     pub async fn ask(
         self: &Arc<Self>,
         name: Name,
         kind: RecordType,
+        asker: IpAddr,
         is_ours: impl Fn(IpAddr) -> bool,
     ) -> (Forwarded, Source) {
         let query = Query::query(name, kind);
         if let Some(known) = self.memory.get(&query, Instant::now()) {
             return (understood(known), Source::Memory);
         }
-        let under_way = match self.join(query, is_ours) {
-            Ok(under_way) => under_way,
-            Err(why) => return (Forwarded::Unknown(why), Source::Servers),
+        let unknown = |why: String| (Forwarded::Unknown(why), Source::Servers);
+        let Some(_until_answered) = self.waiting.take(asker) else {
+            return unknown(format!("{asker} waits for {WAITING_OF_ONE_MAX} answers"));
         };
-        (under_way.await, Source::Servers)
+        match self.join(query, is_ours) {
+            Ok(under_way) => (under_way.await, Source::Servers),
+            Err(why) => unknown(why),
+        }
     }
 
     /// The same question under way, or a new one.

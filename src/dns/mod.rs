@@ -13,6 +13,7 @@ mod forward;
 pub mod fuzz;
 mod lookup;
 mod serve;
+mod shares;
 mod zone;
 
 pub use forward::{Forwarder, Source};

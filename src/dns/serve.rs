@@ -7,10 +7,9 @@
 //! SERVFAIL means that nobody can know, NXDOMAIN that we do, REFUSED that it is none of the asker's business.
 
 use std::{
-    collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
     time::{Duration, Instant},
 };
 
@@ -37,6 +36,7 @@ use tokio::{
 
 use super::{
     forward::{Forwarded, Forwarder, Source},
+    shares::Shares,
     zone::{self, Verdict},
 };
 use crate::{desired::Document, ids::DnsName};
@@ -47,6 +47,8 @@ const UDP_PAYLOAD_MAX: u16 = 1_232;
 const UDP_PAYLOAD_PLAIN: u16 = 512;
 /// Addresses of one name that fit into the shortest answer.
 const FIT_ALWAYS: usize = 8;
+/// Memory for questions that have come and are not read yet, bytes; one takes some 800.
+const DATAGRAMS_ROOM: usize = 4 << 20;
 /// Connections to one address, those among them of one asker, those that wait to be accepted, and how long one may be silent.
 const CONNECTIONS_MAX: usize = 128;
 const CONNECTIONS_OF_ONE_MAX: usize = 16;
@@ -155,7 +157,7 @@ impl Answering {
             return Answer::nothing(ResponseCode::Refused);
         }
         let begun = Instant::now();
-        let (forwarded, source) = self.forwarder.ask(name, kind, |ip| self.is_in_overlay(ip)).await;
+        let (forwarded, source) = self.forwarder.ask(name, kind, request.src().ip(), |ip| self.is_in_overlay(ip)).await;
         self.witness.forwarded(source, begun.elapsed());
         forwarded.into()
     }
@@ -261,6 +263,18 @@ fn encoded<'a>(
     Ok((info, bytes))
 }
 
+/// Lets more questions wait than the system gives everybody: its own buffer holds some 250 of them, a burst of one container.
+fn make_room(socket: &Socket) {
+    #[cfg(target_os = "linux")]
+    if nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::RcvBufForce, &DATAGRAMS_ROOM).is_ok() {
+        return;
+    }
+    // What is more than the system allows is not an error, and not given.
+    if let Err(error) = socket.set_recv_buffer_size(DATAGRAMS_ROOM) {
+        tracing::debug!(%error, "the resolver's socket keeps the system's own buffer");
+    }
+}
+
 /// Both sockets of one address.
 pub struct Listening {
     datagrams: UdpSocket,
@@ -279,6 +293,8 @@ impl Listening {
             if kind == Type::STREAM {
                 // Connections of the agent before this one may still be ending.
                 socket.set_reuse_address(true)?;
+            } else {
+                make_room(&socket);
             }
             #[cfg(target_os = "linux")]
             if address.is_ipv4() {
@@ -313,16 +329,16 @@ impl Listening {
 /// Accepts connections, so many and no more: the library would take them without end.
 async fn accept(listener: TcpListener, answering: Arc<Answering>) {
     let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let callers = Arc::new(Callers::default());
+    let shares = Shares::new(CONNECTIONS_OF_ONE_MAX);
     loop {
         let Ok(place) = free.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
                 // One that has too many already is hung up on.
-                let Some(line) = callers.clone().let_in(from.ip()) else { continue };
+                let Some(share) = shares.take(from.ip()) else { continue };
                 let answering = answering.clone();
                 tokio::spawn(async move {
-                    let _until_the_end = (place, line);
+                    let _until_the_end = (place, share);
                     if let Err(error) = converse(stream, from, &answering).await {
                         tracing::debug!(%error, %from, "a resolver's connection ended early");
                     }
@@ -331,46 +347,6 @@ async fn accept(listener: TcpListener, answering: Arc<Answering>) {
             Err(error) => {
                 tracing::debug!(%error, "a resolver's connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-/// How many connections each address has: nobody may take all of them.
-#[derive(Default)]
-struct Callers(Mutex<HashMap<IpAddr, usize>>);
-
-/// One connection of an address, until it is dropped.
-struct Line {
-    callers: Arc<Callers>,
-    from: IpAddr,
-}
-
-impl Callers {
-    fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn let_in(self: Arc<Self>, from: IpAddr) -> Option<Line> {
-        {
-            let mut counts = self.counts();
-            let count = counts.entry(from).or_default();
-            if *count >= CONNECTIONS_OF_ONE_MAX {
-                return None;
-            }
-            *count += 1;
-        }
-        Some(Line { callers: self, from })
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        let mut counts = self.callers.counts();
-        if let Some(count) = counts.get_mut(&self.from) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.from);
             }
         }
     }

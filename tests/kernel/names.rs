@@ -251,6 +251,51 @@ fn other_names_are_asked_of_the_hosts_servers_and_the_overlay_does_not_wait_for_
 }
 
 #[test]
+fn one_asker_of_other_names_does_not_take_the_place_of_all() {
+    // Of 512 places one has 64.
+    const MANY: u16 = 300;
+    const PLACES: usize = 64;
+    isolated(|| {
+        let conf = std::env::temp_dir().join(format!("resolv-greedy-{}.conf", std::process::id()));
+        std::fs::write(&conf, "nameserver 198.51.100.1\n").unwrap();
+        let node = single_with(DUAL, &["--resolv-conf", conf.to_str().unwrap()]);
+        let upstream = Upstream::start(&outside(&node, &["10.200.0.0/16"]));
+        upstream.turn(Ways::Silent);
+        register(&node, "db", "10.200.0.9");
+        told(&node.node, "db.overlay.", RecordType::A);
+        let greedy = node.node.run(|| std::net::UdpSocket::bind((OWN, 0))).unwrap();
+        greedy.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        for id in 0..MANY {
+            let question = Question::new(&format!("n{id}.example."), RecordType::A).message(id);
+            greedy.send_to(&question.to_vec().unwrap(), server(OWN)).unwrap();
+        }
+        let mut buffer = [0; 4096];
+        let mut answers = || {
+            let length = greedy.recv(&mut buffer).unwrap();
+            Message::from_vec(&buffer[..length]).unwrap()
+        };
+        // Whoever has no place is told so at once, before the first of the others is given up.
+        let turned_away = usize::from(MANY) - PLACES;
+        let ids: BTreeSet<u16> = (0..turned_away)
+            .map(|_| {
+                let answer = answers();
+                assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+                answer.metadata.id
+            })
+            .collect();
+        assert_eq!(ids.len(), turned_away);
+        upstream.turn(Ways::Answers);
+        let modest = Question::new("known.example.", RecordType::A).patiently();
+        let told = modest.ask(&node.node, server("fd00:200:0:1::1")).unwrap();
+        assert_eq!(data(&told), set(&["192.0.2.7"]));
+        let rest: BTreeSet<u16> = (0..PLACES).map(|_| answers().metadata.id).collect();
+        assert!(rest.len() == PLACES && rest.is_disjoint(&ids));
+        assert_eq!(upstream.names().len(), PLACES + 1, "nobody was asked for those that had no place");
+        std::fs::remove_file(conf).unwrap();
+    });
+}
+
+#[test]
 fn a_taken_port_is_said_and_taken_when_it_is_free() {
     isolated(|| {
         let node = OverlayNode::new("a");

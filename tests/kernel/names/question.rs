@@ -47,7 +47,7 @@ impl Question {
         Self { patience: Duration::from_secs(10), ..self }
     }
 
-    fn message(&self, id: u16) -> Message {
+    pub fn message(&self, id: u16) -> Message {
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = true;
         message.add_query(Query::query(self.name.clone(), self.kind));

@@ -1,9 +1,10 @@
 //! A server of the world outside, which can be told to be silent.
 
 use std::{
+    collections::BTreeSet,
     net::UdpSocket,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -28,6 +29,7 @@ pub enum Ways {
 
 pub struct Upstream {
     asked: Arc<AtomicU64>,
+    names: Arc<Mutex<BTreeSet<String>>>,
     is_silent: Arc<AtomicBool>,
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -38,23 +40,31 @@ impl Upstream {
     pub fn start(node: &Node) -> Self {
         let socket = node.run(|| UdpSocket::bind("0.0.0.0:53")).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let (asked, is_silent, is_over) = (Arc::default(), Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let (count, silent, over) = (Arc::clone(&asked), is_silent.clone(), is_over.clone());
+        let (asked, names) = (Arc::default(), Arc::<Mutex<BTreeSet<String>>>::default());
+        let (is_silent, is_over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (count, seen, silent, over) = (Arc::clone(&asked), names.clone(), is_silent.clone(), is_over.clone());
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while !over.load(Ordering::Relaxed) {
                 let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
                 AtomicU64::fetch_add(&count, 1, Ordering::Relaxed);
+                let question = Message::from_vec(&buffer[..length]).unwrap();
+                seen.lock().unwrap().insert(question.queries[0].name().to_ascii());
                 if !silent.load(Ordering::Relaxed) {
-                    let _ = socket.send_to(&answer(&buffer[..length]), from);
+                    let _ = socket.send_to(&answer(&question), from);
                 }
             }
         });
-        Self { asked, is_silent, is_over, thread: Some(thread) }
+        Self { asked, names, is_silent, is_over, thread: Some(thread) }
     }
 
     pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Every name that was asked for.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.names.lock().unwrap().clone()
     }
 
     pub fn turn(&self, ways: Ways) {
@@ -71,8 +81,7 @@ impl Drop for Upstream {
     }
 }
 
-fn answer(question: &[u8]) -> Vec<u8> {
-    let question = Message::from_vec(question).unwrap();
+fn answer(question: &Message) -> Vec<u8> {
     let query = question.queries[0].clone();
     let mut message = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
     message.metadata.recursion_available = true;
