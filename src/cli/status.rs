@@ -37,22 +37,34 @@ async fn report(arguments: &StatusArguments) -> Result<Result<Value, String>, Cl
     })
 }
 
+/// Names that are shown to a reader.
+const NAMES_SHOWN: usize = 20;
+
 /// The overlay's resolver, as labels and what stands behind them.
 fn names(dns: &Value) -> Vec<(&'static str, String)> {
     if dns["serves"] != true {
         return Vec::new();
     }
-    let all = |name: &str| {
-        let each: Vec<&str> = dns[name].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let all = |list: &Value| {
+        let each: Vec<&str> = list.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         if each.is_empty() { "none".to_owned() } else { each.join(" ") }
     };
     let zone = dns["zone"].as_str().unwrap_or("");
-    let served = format!("{} in {zone}, served at {}; others asked of {}", dns["names"], all("listens"), all("asks"));
+    let (at, of) = (all(&dns["listens"]), all(&dns["asks"]));
+    let served = format!("{} in {zone}, served at {at}; others asked of {of}", dns["names"]);
     let trouble = dns["trouble"].as_array().into_iter().flatten().map(|trouble| {
         let word = |name: &str| trouble[name].as_str().unwrap_or("").to_owned();
         ("", format!("NOT served at {}: {}", word("address"), word("why")))
     });
-    std::iter::once(("names", served)).chain(trouble).collect()
+    let records = dns["records"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let shown = records.iter().take(NAMES_SHOWN).map(|record| {
+        let name = record["name"].as_str().unwrap_or("");
+        ("name", format!("{name} {}", all(&record["addresses"])))
+    });
+    let more = dns["names"].as_u64().unwrap_or(0).saturating_sub(NAMES_SHOWN as u64);
+    let more =
+        (more > 0).then(|| ("", format!("and {more} more; --json lists a thousand, and the resolver answers for all")));
+    std::iter::once(("names", served)).chain(trouble).chain(shown).chain(more).collect()
 }
 
 fn text(report: &Value) -> String {
@@ -96,6 +108,12 @@ fn text(report: &Value) -> String {
     }
     for (label, value) in names(&report["dns"]) {
         line(label, value);
+    }
+    for file in report["resolvers"].as_array().into_iter().flatten() {
+        let word = |name: &str| file[name].as_str().unwrap_or("").to_owned();
+        let path = file["file"].as_str().unwrap_or("no file: there is no --resolver-dir");
+        let port = file["port"].as_u64().map(|port| format!(" port {port}")).unwrap_or_default();
+        line("resolver", format!("{} at {}{port} ({path})", word("zone"), word("nameserver")));
     }
     for object in report["objects"].as_array().into_iter().flatten() {
         line(

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::{agent::Agent, proxies, resolver};
 use crate::{
     clock::Clock,
-    desired::{Document, SegmentRecord},
-    ids::ServiceName,
+    desired::{Document, ResolverRecord, SegmentRecord},
+    ids::{ServiceName, Zone},
     object::{Key, Spec, Subsystem},
     observed::{Observed, Snapshot},
     platform,
@@ -141,10 +141,24 @@ pub fn agent_status(agent: &Agent) -> Value {
         "addresses": { "attached": out.attached, "reserved": out.reserved, "resting": out.resting },
         "published": proxies::report(agent, &document),
         "dns": resolver::report(agent, &document),
-        "resolvers": document.resolvers().len(),
+        "resolvers": resolvers(agent, &document),
         "objects": objects,
         "troubled": troubled,
     })
+}
+
+/// The files that send the system's questions here; without a directory there are none, whatever was asked for.
+fn resolvers(agent: &Agent, document: &Document) -> Vec<Value> {
+    let directory = agent.settings.resolver_dir.as_deref();
+    let resolver = |(zone, record): (&Zone, &ResolverRecord)| {
+        json!({
+            "zone": zone,
+            "file": directory.map(|directory| directory.join(zone.as_str())),
+            "nameserver": record.node_ip,
+            "port": record.port,
+        })
+    };
+    document.resolvers().iter().map(resolver).collect()
 }
 
 fn segments(document: &Document) -> Vec<Value> {

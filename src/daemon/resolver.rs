@@ -28,6 +28,9 @@ use crate::{
 /// How often a port that another program has is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
+/// Names that a report lists; how many there are it says of all.
+const LISTED_MAX: usize = 1_000;
+
 /// What the resolver's task shares with reports.
 #[derive(Default)]
 pub struct Resolver {
@@ -140,10 +143,14 @@ fn start(agent: &Agent, address: SocketAddr, answering: &Arc<Answering>) -> Opti
 pub fn report(agent: &Agent, document: &Document) -> Value {
     let Some(ResolverSettings { zone, .. }) = &agent.settings.resolver else { return json!({ "serves": false }) };
     let state = agent.resolver.state();
+    let names = document.directory();
+    let records =
+        names.iter().take(LISTED_MAX).map(|(name, addresses)| json!({ "name": name, "addresses": addresses }));
     json!({
         "serves": true,
         "zone": zone,
-        "names": document.directory().len(),
+        "names": names.len(),
+        "records": records.collect::<Vec<_>>(),
         "listens": state.listening,
         "trouble": state.trouble.iter().map(|(address, why)| json!({ "address": address, "why": why })).collect::<Vec<_>>(),
         "asks": state.forwarder.as_ref().map(|forwarder| forwarder.servers()),

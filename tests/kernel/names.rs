@@ -23,6 +23,7 @@ use crate::{
 mod question;
 mod resolved;
 mod resolver_host;
+mod tools;
 mod upstream;
 
 use question::{Question, ask_all};

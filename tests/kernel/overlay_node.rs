@@ -3,7 +3,7 @@
 //! Owns starting and ending agents, speaking to them, and looking at the node independently of them. What a test looks for is its own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     future::Future,
     io::{Read, Write},
@@ -31,17 +31,26 @@ use overlayd::{
             uapi::{UapiChange, UapiClient},
         },
     },
-    wire::{AgentRequest, AgentResponse, PeerScope, PeerSpec as WirePeer, Request, Response, StatusSnapshot},
+    wire::{
+        AgentRequest, AgentResponse, Frame, FrameReader, PeerScope, PeerSpec as WirePeer, Request, Response,
+        StatusSnapshot, decode_frame, encode,
+    },
 };
 use rtnetlink::{
     Handle, RouteMessageBuilder,
     packet_route::{address::AddressAttribute, link::LinkAttribute, route::RouteAttribute},
 };
 use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
 
 use crate::lab::{Node, need_tun};
 
 pub const PORT: u16 = 51820;
+/// Requests that one connection may have in flight.
+pub const IN_FLIGHT: usize = 48;
 /// Longest wait for something an agent does; an emulated processor is slow.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Chooses the data plane of a run; the default is what an agent chooses by itself.
@@ -285,6 +294,38 @@ impl OverlayNode {
             Response::Err { message } => panic!("{}: {text}: {message}\n{}", self.name, self.log_tail()),
             response => response,
         }
+    }
+
+    /// Sends requests with [`IN_FLIGHT`] under way and waits for all answers; gives the number of those that came before their effect.
+    pub fn pour(&self, requests: impl Iterator<Item = Request>) -> u32 {
+        block_on(async {
+            let mut stream = UnixStream::connect(self.socket()).await.unwrap();
+            let (mut frames, mut chunk) = (FrameReader::default(), vec![0; 65536]);
+            let (mut in_flight, mut requests, mut id, mut late) = (BTreeSet::new(), requests.peekable(), 0, 0);
+            while requests.peek().is_some() || !in_flight.is_empty() {
+                while in_flight.len() < IN_FLIGHT
+                    && let Some(request) = requests.next()
+                {
+                    id += 1;
+                    in_flight.insert(id);
+                    stream.write_all(&encode(&Frame::Request { id, request }).unwrap()).await.unwrap();
+                }
+                let count = stream.read(&mut chunk).await.unwrap();
+                assert_ne!(count, 0);
+                let mut input = &chunk[..count];
+                while let Some(body) = frames.feed(&mut input).unwrap() {
+                    if let Frame::Response { id, response } = decode_frame(&body).unwrap() {
+                        if let Response::Err { message } = response {
+                            // Emulated and busy, a node may take longer than an answer waits: the edit stands all the same.
+                            assert!(message.starts_with("kept as generation"), "{message}");
+                            late += 1;
+                        }
+                        in_flight.remove(&id);
+                    }
+                }
+            }
+            late
+        })
     }
 
     pub fn status(&self) -> StatusSnapshot {

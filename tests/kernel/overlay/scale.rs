@@ -1,7 +1,6 @@
 //! What one more peer costs, and what is said to the device about it, whatever number of peers is there.
 
 use std::{
-    collections::BTreeSet,
     io::Write,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -35,7 +34,7 @@ use overlayd::{
         view::Round,
     },
     secret::PrivateKey,
-    wire::{Frame, Request, Response, decode_frame, encode},
+    wire::{Request, Response},
 };
 use rtnetlink::packet_core::{NlasIterator, Parseable};
 use tokio::{
@@ -45,11 +44,9 @@ use tokio::{
 
 use crate::{
     lab::isolated,
-    overlay_node::{IPV4, OverlayNode, PORT, add_peer, block_on, stage, two_nodes},
+    overlay_node::{IN_FLIGHT, IPV4, OverlayNode, PORT, add_peer, block_on, stage, two_nodes},
 };
 
-/// Requests that one connection may have in flight.
-const IN_FLIGHT: usize = 48;
 /// Times of which the median is taken, and those before that only warm up.
 const TIMED: u32 = 50;
 const WARM_UP: u32 = 10;
@@ -347,36 +344,6 @@ fn one_more_peer_costs_the_loop_the_same_with_ten_thousand_as_with_a_hundred() {
     assert!(ratio < 5.0, "{medians:?}");
 }
 
-/// Sends requests with many in flight and waits for all answers; gives the number of those that came before their effect.
-async fn pour(socket: &Path, requests: impl Iterator<Item = Request>) -> u32 {
-    let mut stream = UnixStream::connect(socket).await.unwrap();
-    let (mut frames, mut chunk) = (overlayd::wire::FrameReader::default(), vec![0; 65536]);
-    let (mut in_flight, mut requests, mut id, mut late) = (BTreeSet::new(), requests.peekable(), 0, 0);
-    while requests.peek().is_some() || !in_flight.is_empty() {
-        while in_flight.len() < IN_FLIGHT
-            && let Some(request) = requests.next()
-        {
-            id += 1;
-            in_flight.insert(id);
-            stream.write_all(&encode(&Frame::Request { id, request }).unwrap()).await.unwrap();
-        }
-        let count = stream.read(&mut chunk).await.unwrap();
-        assert_ne!(count, 0);
-        let mut input = &chunk[..count];
-        while let Some(body) = frames.feed(&mut input).unwrap() {
-            if let Frame::Response { id, response } = decode_frame(&body).unwrap() {
-                if let Response::Err { message } = response {
-                    // Emulated and busy, a node may take longer than an answer waits: the edit stands all the same.
-                    assert!(message.starts_with("kept as generation"), "{message}");
-                    late += 1;
-                }
-                in_flight.remove(&id);
-            }
-        }
-    }
-    late
-}
-
 fn wire_peer(number: u32) -> Request {
     add_peer(&key(number), "", &allowed_ip(number).to_string())
 }
@@ -416,10 +383,10 @@ fn a_whole_add_peer_with_ten_thousand_peers_is_compared_with_a_hundred() {
     isolated(|| {
         let (a, b) = two_nodes();
         let device = a.setup(IPV4.cluster, Some(IPV4.slices[0]), PORT);
-        assert_eq!(block_on(pour(&a.socket(), (0..100).map(wire_peer))), 0);
+        assert_eq!(a.pour((0..100).map(wire_peer)), 0);
         let (few, few_parts) = add_peers(&a, 20_000);
         let begin = Instant::now();
-        let late = block_on(pour(&a.socket(), (100..10_000).map(wire_peer)));
+        let late = a.pour((100..10_000).map(wire_peer));
         let poured = begin.elapsed();
         a.resync();
         let (many, many_parts) = add_peers(&a, 30_000);
