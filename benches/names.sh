@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Questions per second and 99th percentile of the overlay's resolver, beside aardvark-dns, dnsmasq and unbound with the same
-# ten thousand names, turn about in one run: only the ratios mean anything.
+# ten thousand names, and beside itself while nobody answers the questions that it passes on. Turn about in one run: only the
+# ratios mean anything.
 #
 #     benches/names.sh [ROUNDS] [SECONDS]       as root; makes a network namespace of its own and touches nothing else
 #
@@ -22,7 +23,8 @@ work=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
 ip link set lo up
 
-"$program" run --state-dir "$work/state" --socket "$work/socket" --uapi-dir "$work/uapi" --run-dir "$work" \
+echo "nameserver 127.0.0.2" >"$work/upstreams"
+"$program" run --resolv-conf "$work/upstreams" --state-dir "$work/state" --socket "$work/socket" --uapi-dir "$work/uapi" --run-dir "$work" \
     --metrics-listen 127.0.0.1:9586 --log warn &
 for _ in $(seq 100); do [ -S "$work/socket" ] && break || sleep 0.1; done
 "$program" ctl --socket "$work/socket" setup-global-overlay --deployment bench --instance-id 0 \
@@ -94,6 +96,14 @@ sleep 2
 p99() {
     awk '$1 == ">" { print $NF * 1000 }' "$1" | sort -n | awk '{ all[NR] = $1 } END { if (NR) printf "%.3f", all[int(NR * 0.99) + (NR * 0.99 > int(NR * 0.99))] }'
 }
+# For awk: the middle one of the figures in a string.
+median='function median(list,  all, n, i, j, t) {
+    n = split(list, all, " ")
+    for (i = 1; i <= n; i++) for (j = i + 1; j <= n; j++) if (all[j] + 0 < all[i] + 0) { t = all[i]; all[i] = all[j]; all[j] = t }
+    return all[int((n + 1) / 2)]
+}'
+
+echo "== beside others"
 for ((round = 1; round <= rounds; round++)); do
     for who in "${company[@]}"; do
         questions=$work/questions
@@ -109,13 +119,8 @@ for ((round = 1; round <= rounds; round++)); do
     done
 done
 echo
-awk -v who="${company[*]}" '
+awk -v who="${company[*]}" "$median"'
     { rate[$3] = rate[$3] " " $4; p99[$3] = p99[$3] " " $5 }
-    function median(list,  all, n, i, j, t) {
-        n = split(list, all, " ")
-        for (i = 1; i <= n; i++) for (j = i + 1; j <= n; j++) if (all[j] + 0 < all[i] + 0) { t = all[i]; all[i] = all[j]; all[j] = t }
-        return all[int((n + 1) / 2)]
-    }
     END {
         n = split(who, names, " ")
         for (i = 1; i <= n; i++) {
@@ -124,3 +129,48 @@ awk -v who="${company[*]}" '
             printf "%-10s %9.0f questions/s (overlayd has %.2f times as many), p99 %s ms (%.2f times overlayd'"'"'s)\n", w, r, r0 / r, l, l / l0
         }
     }' "$work/figures"
+
+# What the overlay's names cost while other names are asked for: nobody asks, somebody answers, nobody answers.
+echo
+echo "== while other names are asked for"
+python3 - <<'PYTHON' &
+# One server that says of every name that there is none such, and one that says nothing.
+import socket
+answers, silent = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+answers.bind(("127.0.0.2", 53))
+silent.bind(("127.0.0.3", 53))
+while True:
+    question, who = answers.recvfrom(4096)
+    # The question back, as an answer with code 3 and nothing after the question.
+    end = question.index(b"\0", 12) + 5
+    answers.sendto(question[:2] + b"\x81\x83" + question[4:6] + bytes(6) + question[12:end], who)
+PYTHON
+declare -A server=([answered]=127.0.0.2 [unanswered]=127.0.0.3 [unasked]=127.0.0.2)
+# Each is asked for once: nothing of it is remembered.
+others=0
+for ((round = 1; round <= rounds; round++)); do
+    for how in unasked answered unanswered; do
+        echo "nameserver ${server[$how]}" >"$work/upstreams"
+        # The file is looked at once a second.
+        sleep 2
+        if [ "$how" != unasked ]; then
+            for ((n = 0; n < 50 * (seconds + 2); n++)); do echo "other$((others++)).example A"; done >"$work/others"
+            dnsperf -s 10.200.0.1 -d "$work/others" -n 1 -Q 50 -c 1 -q 1000 -t 10 >"$work/other" 2>&1 &
+            asking=$!
+        fi
+        dnsperf -s 10.200.0.1 -d "$work/questions" -l "$seconds" -c 8 -Q "$calm" -v >"$work/calm" 2>&1 || { tail "$work/calm"; exit 1; }
+        told=
+        if [ "$how" != unasked ]; then
+            wait "$asking"
+            told=$(awk '/Response codes/ { print "others:", $3, $4, $5, $6, $7, $8 }' "$work/other")
+        fi
+        lost=$(awk '/Queries lost/ { print $3 }' "$work/calm")
+        echo "round $round $how 0 $(p99 "$work/calm") lost=$lost $told" | tee -a "$work/beside-itself"
+    done
+done
+awk "$median"'
+    { p99[$3] = p99[$3] " " $5 }
+    END {
+        base = median(p99["unasked"])
+        for (how in p99) printf "%-11s p99 of the overlay'"'"'s names %s ms (%.2f times that when nobody asks for others)\n", how, median(p99[how]), median(p99[how]) / base
+    }' "$work/beside-itself"

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use hickory_resolver::proto::{
@@ -201,6 +201,37 @@ fn every_change_is_seen_by_the_next_question_and_none_is_lost_under_load() {
         let (asked, wrong) = load.end();
         println!("MEASURED: {asked} questions answered beside 400 changes of the zone, {wrong} wrong");
         assert!(asked > 0 && wrong == 0);
+    });
+}
+
+#[test]
+fn a_killed_agent_answers_again_by_itself_and_right_from_the_first_answer_on() {
+    const KILLS: u32 = 10;
+    isolated(|| {
+        let mut node = single(DUAL);
+        register(&node, "db", "10.200.0.9");
+        let question = Question::new("db.overlay.", RecordType::A).within(Duration::from_millis(5));
+        let right = set(&["10.200.0.9"]);
+        let mut gaps = Vec::new();
+        told(&node.node, "db.overlay.", RecordType::A);
+        for turn in 0..KILLS {
+            // An edit that nobody but the dead agent could know of.
+            let last = format!("10.200.1.{}", turn + 1);
+            register(&node, "last", &last);
+            node.kill();
+            let dead = Instant::now();
+            node.start();
+            until("it answers", || question.ask(&node.node, server(OWN)).is_some_and(|answer| data(&answer) == right));
+            gaps.push(dead.elapsed());
+            let found = data(&told(&node.node, "last.overlay.", RecordType::A));
+            assert!(found.contains(&last), "{found:?}");
+        }
+        gaps.sort_unstable();
+        let middle = gaps[gaps.len() / 2];
+        println!(
+            "MEASURED: {KILLS} kills, from the kill to an answer of the next agent: middle {middle:?}, longest {:?}",
+            gaps[gaps.len() - 1]
+        );
     });
 }
 

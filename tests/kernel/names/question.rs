@@ -42,6 +42,11 @@ impl Question {
         Self { payload: Some(payload), ..self }
     }
 
+    /// Waits so long for an answer.
+    pub fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
     /// Waits as long as a server may take that is waiting itself.
     pub fn patiently(self) -> Self {
         Self { patience: Duration::from_secs(10), ..self }
