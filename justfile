@@ -49,6 +49,10 @@ reboot cuts="10":
 newer *filters:
     tests/vm/run --newer {{filters}}
 
+# The same on a kernel of an earlier Debian, 5.10, which lacks much that others have.
+older *filters:
+    tests/vm/run --older {{filters}}
+
 # What takes minutes (rekeys, sessions that end, keepalives, resting addresses), in a machine whose waits pass at once.
 long-time:
     tests/vm/run --virtual-time

@@ -224,25 +224,20 @@ impl RequestHandler for Responder {
     }
 }
 
+type Records<'a> = std::slice::Iter<'a, Record>;
+
 fn message<'q, 'a>(
     request: &'q Request,
     edns: Option<&'q Edns>,
     metadata: Metadata,
     records: &'a [Record],
     authority: &'a [Record],
-) -> MessageResponse<
-    'q,
-    'a,
-    impl Iterator<Item = &'a Record> + Send + 'a,
-    impl Iterator<Item = &'a Record> + Send + 'a,
-    impl Iterator<Item = &'a Record> + Send + 'a,
-    impl Iterator<Item = &'a Record> + Send + 'a,
-> {
+) -> MessageResponse<'q, 'a, Records<'a>, Records<'a>, Records<'a>, Records<'a>> {
     let mut builder = MessageResponseBuilder::from_message_request(request);
     if let Some(edns) = edns {
         builder.edns(edns);
     }
-    builder.build(metadata, records, authority, [], [])
+    builder.build(metadata, records, authority, &[], &[])
 }
 
 /// The bytes of an answer, however many.

@@ -6,6 +6,8 @@
 all_kernels=(linux-image-cloud-amd64 linux-image-6.12-cloud-amd64)
 # PACKAGE@SUITE is of another suite than this machine's. This one removes single allowed IPs (Linux 6.16).
 newer_kernel=linux-image-cloud-amd64@trixie-backports
+# 5.10: addresses say nothing of who made them (`IFA_PROTO`, Linux 5.18), and nft tables have no owner (Linux 5.12).
+older_kernel=linux-image-cloud-amd64@bullseye
 
 # What a node of ours may need. A name ending in `*` is a family.
 module_names=(
