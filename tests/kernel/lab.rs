@@ -182,6 +182,13 @@ pub fn skip_part(reason: &str) {
     println!("SKIPPED PART: {reason}");
 }
 
+/// True for this kernel and later ones, by what it calls itself.
+pub fn release_is_at_least(major: u32, minor: u32) -> bool {
+    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
+}
+
 fn child_for(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
