@@ -78,15 +78,17 @@ impl Place {
             return Some(Place::Zone(relative));
         }
         let cluster = &document.overlay()?.cluster;
+        // `num_labels` leaves out a `*`, which is a label like any other in a question.
+        let all = name.iter().count();
         // What stands before the part that is an address, if anything, makes it a name that nobody has.
-        let (labels, net) = (2..=name.num_labels()).rev().find_map(|labels| {
-            let net = name.trim_to(usize::from(labels)).parse_arpa_name().ok()?;
+        let (labels, net) = (2..=all).rev().find_map(|labels| {
+            let net = name.trim_to(labels).parse_arpa_name().ok()?;
             Some((labels, net))
         })?;
         let ours = cluster.iter().find(|cluster| cluster.net().contains(&net))?;
         // The labels `+1` and `001` are read as numbers too.
-        let spelled = Name::from(net.addr()).trim_to(usize::from(labels));
-        let is_exact = labels == name.num_labels() && spelled.zone_of(name);
+        let spelled = Name::from(net.addr()).trim_to(labels);
+        let is_exact = labels == all && spelled.zone_of(name);
         Some(Place::Reverse { apex: reverse_apex(ours, name), net: is_exact.then_some(net) })
     }
 
@@ -190,5 +192,19 @@ mod tests {
         assert_eq!(apex("fd00:200::/48", &v6), "1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
         assert_eq!(apex("fd00:200::/46", &v6), "1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
         assert_eq!(apex("fd00:200:1::/127", &v6), v6[2..]);
+    }
+
+    #[test]
+    fn an_address_that_is_spelled_in_another_way_has_no_records() {
+        let document = crate::dns::fuzz::document();
+        let ask = |name: &str| {
+            let name = Name::from_ascii(name).unwrap();
+            answer(&document, &"overlay".parse().unwrap(), &name, RecordType::PTR)
+        };
+        assert!(matches!(ask("1.9.200.10.IN-ADDR.arpa."), Some(Verdict::Records(_))));
+        for other in ["*.1.9.200.10.in-addr.arpa.", "01.9.200.10.in-addr.arpa.", "1.9.200.010.in-addr.arpa."] {
+            let Some(Verdict::NoName(soa)) = ask(other) else { panic!("{other}") };
+            assert!(soa.name.zone_of(&Name::from_ascii(other).unwrap()), "{soa}");
+        }
     }
 }
