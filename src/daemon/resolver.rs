@@ -86,7 +86,7 @@ pub async fn keep(agent: Arc<Agent>) {
     let forwarder = Arc::new(Forwarder::new(settings.configurations.clone()));
     agent.resolver.state().forwarder = Some(forwarder.clone());
     let answering = Arc::new(Answering {
-        zone: settings.zone.clone(),
+        zone: settings.served.zone.clone(),
         document: agent.document.clone(),
         forwarder,
         witness: Arc::new(Counting(agent.clone())),
@@ -96,7 +96,7 @@ pub async fn keep(agent: Arc<Agent>) {
     let mut again = interval(TRY_AGAIN);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let wanted = wanted(&agent.document(), settings.port);
+        let wanted = wanted(&agent.document(), settings.served.port);
         running.retain(|address, present| wanted.contains(address) && !present.0.is_finished());
         agent.resolver.state().trouble.retain(|address, _| wanted.contains(address));
         for address in wanted {
@@ -141,14 +141,14 @@ fn start(agent: &Agent, address: SocketAddr, answering: &Arc<Answering>) -> Opti
 
 /// The resolver, for `overlayd status`.
 pub fn report(agent: &Agent, document: &Document) -> Value {
-    let Some(ResolverSettings { zone, .. }) = &agent.settings.resolver else { return json!({ "serves": false }) };
+    let Some(ResolverSettings { served, .. }) = &agent.settings.resolver else { return json!({ "serves": false }) };
     let state = agent.resolver.state();
     let names = document.directory();
     let records =
         names.iter().take(LISTED_MAX).map(|(name, addresses)| json!({ "name": name, "addresses": addresses }));
     json!({
         "serves": true,
-        "zone": zone,
+        "zone": served.zone,
         "names": names.len(),
         "records": records.collect::<Vec<_>>(),
         "listens": state.listening,
