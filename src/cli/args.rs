@@ -22,12 +22,19 @@ pub struct SocketArgument {
     pub socket: PathBuf,
 }
 
-/// Which instance: its state directory, and where its userspace devices listen.
+/// Which instance, and how it was started.
 #[derive(Args, Clone)]
 pub struct InstanceArguments {
     /// Directory of the document
     #[arg(long, env = "OVERLAYD_STATE_DIR", default_value = DEFAULT_STATE_DIR, value_name = "DIR")]
     pub state_dir: PathBuf,
+    #[command(flatten)]
+    pub started: StartedWith,
+}
+
+/// What the agent was started with, and what looking at its node without it therefore takes.
+#[derive(Args, Clone)]
+pub struct StartedWith {
     /// Directory of the control sockets of userspace WireGuard devices
     #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
     pub uapi_dir: PathBuf,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, DEFAULT_UAPI_DIR, DnsArguments, InstanceArguments},
+    args::{DEFAULT_SOCKET, DEFAULT_STATE_DIR, InstanceArguments, StartedWith},
     node,
     outcome::{DIFFERS, Outcome, block_on, print},
 };
@@ -21,7 +21,7 @@ use crate::{
     observed::Observation,
     reconcile::{
         explain::Diff,
-        target::{DEFAULT_MTU, Facts, Served},
+        target::{Facts, Served},
     },
     wire::{AgentRequest, AgentResponse},
 };
@@ -37,16 +37,8 @@ pub struct DiffArguments {
     /// Read this document and look at the node without asking an agent [default, when no agent answers: /var/lib/overlayd]
     #[arg(long, env = "OVERLAYD_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    #[arg(long, env = "OVERLAYD_UAPI_DIR", default_value = DEFAULT_UAPI_DIR, value_name = "DIR")]
-    uapi_dir: PathBuf,
-    /// Directory of the resolvers of single zones that the agent was started with
-    #[arg(long, env = "OVERLAYD_RESOLVER_DIR", value_name = "DIR")]
-    resolver_dir: Option<PathBuf>,
-    /// MTU that the agent was started with, bytes
-    #[arg(long, env = "OVERLAYD_MTU", default_value_t = DEFAULT_MTU, value_name = "BYTES")]
-    mtu: u32,
     #[command(flatten)]
-    dns: DnsArguments,
+    started: StartedWith,
     /// Compare this export (`overlayd store export`) with --observed; touches neither store nor kernel
     #[arg(long, value_name = "FILE", requires = "observed")]
     desired: Option<PathBuf>,
@@ -130,13 +122,7 @@ fn fall_back(arguments: &DiffArguments, why: &str) -> Result<Rendered, Box<dyn s
 
 fn without_agent(arguments: &DiffArguments, state_dir: &Path) -> Result<Diff, Box<dyn std::error::Error>> {
     let document = node::read_document(state_dir)?;
-    let instance = InstanceArguments {
-        state_dir: state_dir.to_owned(),
-        uapi_dir: arguments.uapi_dir.clone(),
-        resolver_dir: arguments.resolver_dir.clone(),
-        mtu: arguments.mtu,
-        dns: arguments.dns.clone(),
-    };
+    let instance = InstanceArguments { state_dir: state_dir.to_owned(), started: arguments.started.clone() };
     block_on(async {
         let mut engine = node::engine(&instance, document)?;
         engine.inspect().await.map_err(Into::into)
@@ -156,6 +142,7 @@ fn of_files(desired: &Path, observed: &Path) -> Result<Diff, Box<dyn std::error:
 
 pub fn observe(arguments: &ObserveArguments) -> Outcome {
     let instance = &arguments.instance;
+    let started = &instance.started;
     let document = node::read_document(&instance.state_dir)?;
     let seen = block_on(async {
         let mut engine = node::engine(instance, document)?;
@@ -163,9 +150,9 @@ pub fn observe(arguments: &ObserveArguments) -> Outcome {
     })??;
     let node = ObservedNode {
         mark: node::mark_of(&instance.state_dir),
-        mtu: instance.mtu,
-        resolver_dir: instance.resolver_dir.clone(),
-        served: instance.dns.served()?,
+        mtu: started.mtu,
+        resolver_dir: started.resolver_dir.clone(),
+        served: started.dns.served()?,
         seen,
     };
     let json: Value = serde_json::to_value(&node)?;

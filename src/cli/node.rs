@@ -35,16 +35,17 @@ pub fn engine(
     instance: &InstanceArguments,
     document: Document,
 ) -> Result<Engine<NativeKernel, SystemClock>, Box<dyn std::error::Error>> {
-    let mark = mark_of(&instance.state_dir);
+    let InstanceArguments { state_dir, started } = instance;
+    let mark = mark_of(state_dir);
     let facts = Facts {
-        mtu: instance.mtu,
-        resolver_dir: instance.resolver_dir.clone(),
-        served: instance.dns.served()?,
+        mtu: started.mtu,
+        resolver_dir: started.resolver_dir.clone(),
+        served: started.dns.served()?,
         ..Facts::new(mark)
     };
     let options = NativeOptions {
-        resolver_dir: instance.resolver_dir.clone(),
-        ..NativeOptions::new(mark, DataPlaneChoice::Auto, instance.uapi_dir.clone())
+        resolver_dir: started.resolver_dir.clone(),
+        ..NativeOptions::new(mark, DataPlaneChoice::Auto, started.uapi_dir.clone())
     };
     let kernel = NativeKernel::open(options)?;
     Ok(Engine::new(kernel, SystemClock, Arc::new(RwLock::new(document)), facts))

@@ -25,7 +25,7 @@ use crate::{
         DataPlaneChoice,
         device_process::{self, DeviceArgs},
     },
-    reconcile::target::{DEFAULT_MTU, Served},
+    reconcile::target::DEFAULT_MTU,
     wire::limits::CONNECTIONS_MAX,
 };
 
@@ -222,7 +222,7 @@ fn merge(flags: RunArguments, file: SettingsFile) -> Result<Settings, String> {
         None => vec![run_dir.join("systemd/resolve/resolv.conf"), "/etc/resolv.conf".into()],
     };
     let served = flags.dns.or(of_file).served()?;
-    let resolver = served.map(|Served { zone, port }| ResolverSettings { zone, port, configurations });
+    let resolver = served.map(|served| ResolverSettings { served, configurations });
     let metrics = DEFAULT_METRICS.parse().map_err(|_| "the default metrics address is not an address")?;
     Ok(Settings {
         state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into()),

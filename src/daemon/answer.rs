@@ -67,7 +67,7 @@ pub enum About {
 /// Takes a request in. Edits are queued here, so that requests of one connection are considered in the order in which they came.
 pub async fn take(agent: &Arc<Agent>, request: &Request, origin: &str) -> Pending {
     let err = |message: String| Pending::Ready(Response::Err { message });
-    match admit(request, agent.settings.resolver.as_ref().map(|resolver| &resolver.zone)) {
+    match admit(request, agent.settings.resolver.as_ref().map(|resolver| &resolver.served.zone)) {
         Err(message) => err(message),
         Ok(Admitted::Nothing) => Pending::Ready(Response::Ok),
         Ok(Admitted::Status) => Pending::Status,

@@ -19,6 +19,7 @@ pub(crate) mod fuzz;
 mod granted;
 mod health;
 mod listen;
+mod listeners;
 mod liveness;
 mod load;
 mod metrics;

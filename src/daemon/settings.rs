@@ -6,7 +6,6 @@ use std::{
 
 use crate::{
     desired::Policy,
-    ids::DnsName,
     object::Mark,
     platform::DataPlaneChoice,
     reconcile::target::{Facts, Served},
@@ -47,10 +46,7 @@ pub struct Settings {
 /// How the overlay's zone is served.
 #[derive(Debug, Clone)]
 pub struct ResolverSettings {
-    /// What all names of the overlay end in.
-    pub zone: DnsName,
-    /// UDP and TCP.
-    pub port: u16,
+    pub served: Served,
     /// Files that name the host's servers, the best first.
     pub configurations: Vec<PathBuf>,
 }
@@ -62,7 +58,7 @@ impl Settings {
             mtu: self.mtu,
             run_dir: self.run_dir.clone(),
             resolver_dir: self.resolver_dir.clone(),
-            served: self.resolver.as_ref().map(|own| Served { zone: own.zone.clone(), port: own.port }),
+            served: self.resolver.as_ref().map(|own| own.served.clone()),
             ..Facts::new(mark)
         }
     }

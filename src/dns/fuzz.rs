@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use hickory_resolver::proto::op::{Message, ResponseCode};
+use hickory_resolver::proto::{
+    op::{Message, ResponseCode},
+    rr::Record,
+};
 use hickory_server::net::xfer::Protocol;
 
 use super::{
@@ -49,7 +52,7 @@ fn read<T: FromStr>(text: &str) -> T {
 }
 
 /// An overlay with names of both families and one that has many addresses.
-fn document() -> Document {
+pub(super) fn document() -> Document {
     let mut document = Document::default();
     let mut edit = |edit: Edit| {
         let next = document.generation() + 1;
@@ -89,6 +92,11 @@ pub fn message(bytes: &[u8]) {
                 assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
                 assert!(answer.answers.is_empty() && answer.authorities.is_empty());
             }
+            let is_its_zone = |soa: &Record| answer.queries.iter().all(|question| soa.name.zone_of(question.name()));
+            assert!(
+                answer.authorities.iter().all(is_its_zone),
+                "the SOA is that of a zone which the name is in: {answer}"
+            );
             let code = answer.metadata.response_code;
             assert!(code != ResponseCode::NXDomain || answer.metadata.authoritative, "nobody was asked");
         }
@@ -112,6 +120,7 @@ pub fn seeds() -> Vec<(String, Vec<u8>)> {
         "1.9.200.10.in-addr.arpa.",
         "200.10.in-addr.arpa.",
         "x.1.9.200.10.in-addr.arpa.",
+        "1.9.200.010.in-addr.arpa.",
         "1.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.",
         "example.com.",
         ".",

@@ -78,14 +78,18 @@ impl Place {
             return Some(Place::Zone(relative));
         }
         let cluster = &document.overlay()?.cluster;
+        // `num_labels` leaves out a `*`, which is a label like any other in a question.
+        let all = name.iter().count();
         // What stands before the part that is an address, if anything, makes it a name that nobody has.
-        let (labels, net) = (2..=name.num_labels()).rev().find_map(|labels| {
-            let net = name.trim_to(usize::from(labels)).parse_arpa_name().ok()?;
+        let (labels, net) = (2..=all).rev().find_map(|labels| {
+            let net = name.trim_to(labels).parse_arpa_name().ok()?;
             Some((labels, net))
         })?;
         let ours = cluster.iter().find(|cluster| cluster.net().contains(&net))?;
-        let is_exact = labels == name.num_labels() && reverse(net).zone_of(name);
-        Some(Place::Reverse { apex: reverse_apex(ours, net), net: is_exact.then_some(net) })
+        // The labels `+1` and `001` are read as numbers too.
+        let spelled = Name::from(net.addr()).trim_to(labels);
+        let is_exact = labels == all && spelled.zone_of(name);
+        Some(Place::Reverse { apex: reverse_apex(ours, name), net: is_exact.then_some(net) })
     }
 
     fn apex(&self, zone: &DnsName) -> Name {
@@ -160,45 +164,47 @@ fn absolute(name: &DnsName) -> Name {
     }
 }
 
-/// The reverse name of a network that ends at a dot of it.
-fn reverse(net: IpNet) -> Name {
-    let labels = net.prefix_len() / bits_of_a_label(&net) + 2;
-    Name::from(net.addr()).trim_to(usize::from(labels))
-}
-
-fn bits_of_a_label(net: &IpNet) -> u8 {
-    match net {
-        IpNet::V4(_) => 8,
-        IpNet::V6(_) => 4,
-    }
-}
-
-/// The zone that a reverse name is in. A cluster network that does not end at a dot of the name lies in several zones, or in part of one.
-fn reverse_apex(cluster: &Cidr, net: IpNet) -> Name {
-    let label = bits_of_a_label(&net);
-    let up = cluster.prefix_len().div_ceil(label) * label;
-    // A network within the last label is answered for as the part of the next larger one that it is.
-    let bits = if up == net.max_prefix_len() { up - label } else { up };
-    match IpNet::new(net.addr(), bits.min(net.prefix_len())) {
-        Ok(apex) => reverse(apex.trunc()),
-        Err(_) => unreachable!("no prefix is longer than that of the network"),
-    }
+/// The zone that a reverse name in a cluster network is in: the part of the name that all addresses of the zone share.
+///
+/// One address is no zone, unlike for [`Cidr::reverse_zones`]: a zone's own name always exists, and that of an address may be nobody's.
+fn reverse_apex(cluster: &Cidr, name: &Name) -> Name {
+    let of_one_address = Cidr::host(cluster.network()).reverse_labels();
+    name.trim_to(usize::from(cluster.reverse_labels().min(of_one_address - 1)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn apex(cluster: &str, net: &str) -> String {
-        reverse_apex(&cluster.parse().unwrap(), net.parse().unwrap()).to_ascii()
+    fn apex(cluster: &str, name: &str) -> String {
+        reverse_apex(&cluster.parse().unwrap(), &Name::from_ascii(name).unwrap()).to_ascii()
     }
 
     #[test]
     fn a_cluster_network_has_the_reverse_zones_that_its_prefix_asks_for() {
-        assert_eq!(apex("10.200.0.0/16", "10.200.3.4/32"), "200.10.in-addr.arpa.");
-        assert_eq!(apex("10.200.0.0/14", "10.201.3.4/32"), "201.10.in-addr.arpa.");
-        assert_eq!(apex("10.200.3.0/26", "10.200.3.4/32"), "3.200.10.in-addr.arpa.");
-        assert_eq!(apex("fd00:200::/48", "fd00:200::1/128"), "0.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
-        assert_eq!(apex("fd00:200::/46", "fd00:200:1::1/128"), "1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
+        let v4 = "4.3.201.10.in-addr.arpa.";
+        assert_eq!(apex("10.201.0.0/16", v4), "201.10.in-addr.arpa.");
+        assert_eq!(apex("10.200.0.0/14", v4), "201.10.in-addr.arpa.");
+        assert_eq!(apex("10.201.3.0/26", v4), "3.201.10.in-addr.arpa.");
+        assert_eq!(apex("10.201.3.4/32", v4), "3.201.10.in-addr.arpa.");
+        assert_eq!(apex("10.200.0.0/14", "201.10.in-addr.arpa."), "201.10.in-addr.arpa.");
+        let v6 = format!("1.{}1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.", "0.".repeat(19));
+        assert_eq!(apex("fd00:200::/48", &v6), "1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
+        assert_eq!(apex("fd00:200::/46", &v6), "1.0.0.0.0.0.2.0.0.0.d.f.ip6.arpa.");
+        assert_eq!(apex("fd00:200:1::/127", &v6), v6[2..]);
+    }
+
+    #[test]
+    fn an_address_that_is_spelled_in_another_way_has_no_records() {
+        let document = crate::dns::fuzz::document();
+        let ask = |name: &str| {
+            let name = Name::from_ascii(name).unwrap();
+            answer(&document, &"overlay".parse().unwrap(), &name, RecordType::PTR)
+        };
+        assert!(matches!(ask("1.9.200.10.IN-ADDR.arpa."), Some(Verdict::Records(_))));
+        for other in ["*.1.9.200.10.in-addr.arpa.", "01.9.200.10.in-addr.arpa.", "1.9.200.010.in-addr.arpa."] {
+            let Some(Verdict::NoName(soa)) = ask(other) else { panic!("{other}") };
+            assert!(soa.name.zone_of(&Name::from_ascii(other).unwrap()), "{soa}");
+        }
     }
 }

@@ -18,6 +18,7 @@ mod netns;
 mod networks;
 mod path;
 mod protocol;
+mod reverse;
 mod text;
 mod wgkey;
 

@@ -5,8 +5,8 @@
 //! Upholds I-13 (a hint carries no content), I-15 (notifications wait in the kernel's buffer, which is bounded; what was told and not
 //! yet taken is a set with one hint for each subsystem and one more).
 //!
-//! Kernel WireGuard sends no notifications: a peer that somebody removed is found by the periodic full round. Of the settings, those of forwarding and
-//! of the reverse path filter are told of; the others are found in the same way.
+//! Kernel WireGuard sends no notifications: a peer that somebody removed is found by the glance at the peers, every 5 s. Of the settings, those of
+//! forwarding and of the reverse path filter are told of; the others are found by the periodic full round.
 //!
 //! A link sends a notification for every change of its carrier, its counters' owner or its bridge's mind. What counts is whether anything
 //! differs that we describe; so the last known state of each link of ours is kept here. Our own changes of addresses and routes are known by

@@ -40,6 +40,17 @@ fn with_names(node: &OverlayNode) {
     told(&node.node, "db.overlay.", RecordType::A);
 }
 
+/// A node whose overlay has names, its host's resolver, and the world outside.
+fn beside_resolved() -> (OverlayNode, ResolverHost, Node) {
+    let mut node = OverlayNode::new("a");
+    let host = ResolverHost::start(&node.node);
+    let world = outside(&node, &["10.200.0.0/16"]);
+    node.start();
+    node.setup(DUAL.cluster, Some(DUAL.slices[0]), PORT);
+    with_names(&node);
+    (node, host, world)
+}
+
 /// How many links the host's resolver is told about.
 fn told_links(node: &OverlayNode) -> f64 {
     node.metric("overlayd_objects").get(r#"{kind="link_dns",state="realized"}"#).copied().unwrap_or_default()
@@ -143,12 +154,7 @@ fn domains(host: &ResolverHost, link: &str) -> usize {
 fn a_link_that_networkd_manages_is_the_trouble_of_its_names_alone() {
     fetch();
     isolated(|| {
-        let mut node = OverlayNode::new("a");
-        let host = ResolverHost::start(&node.node);
-        let _world = outside(&node, &["10.200.0.0/16"]);
-        node.start();
-        node.setup(DUAL.cluster, Some(DUAL.slices[0]), PORT);
-        with_names(&node);
+        let (node, host, _world) = beside_resolved();
         let link = device(&node);
         let state = format!("/run/systemd/netif/links/{}", host.index(&link));
         std::fs::create_dir_all("/run/systemd/netif/links").unwrap();
@@ -169,12 +175,7 @@ fn a_link_that_networkd_manages_is_the_trouble_of_its_names_alone() {
 fn a_bus_that_stops_holds_up_nothing_and_is_spoken_to_again() {
     fetch();
     isolated(|| {
-        let mut node = OverlayNode::new("a");
-        let host = ResolverHost::start(&node.node);
-        let _world = outside(&node, &["10.200.0.0/16"]);
-        node.start();
-        node.setup(DUAL.cluster, Some(DUAL.slices[0]), PORT);
-        with_names(&node);
+        let (node, host, _world) = beside_resolved();
         let bus = Pid::from_raw(host.bus_pid());
         kill(bus, Signal::SIGSTOP).unwrap();
         let begin = Instant::now();
