@@ -49,8 +49,8 @@ impl Proxies {
 pub async fn keep(agent: Arc<Agent>) {
     let mut listeners = Listeners::new(agent.proxies.known.clone(), agent.covered.clone());
     loop {
-        let missing = listeners.missing(wanted(&agent.document()));
-        for (port, to) in missing {
+        let wanted = wanted(&agent.document());
+        for (port, to) in listeners.missing(wanted).await {
             let opened = open(&agent, port).await.map(|listening| tokio::spawn(listening.serve(to)));
             if let Some(News::Shut(error)) = listeners.note(port, to, opened) {
                 tracing::warn!(protocol = %port.0, port = port.1, %to, %error, "a published port cannot be taken; it is tried again");

@@ -69,8 +69,8 @@ pub async fn keep(agent: Arc<Agent>) {
     });
     let mut listeners = Listeners::new(agent.resolver.known.clone(), agent.covered.clone());
     loop {
-        let missing = listeners.missing(wanted(&agent.document(), settings.served.port));
-        for address in missing.into_keys() {
+        let wanted = wanted(&agent.document(), settings.served.port);
+        for address in listeners.missing(wanted).await.into_keys() {
             let opened = Listening::open(address).map(|listening| tokio::spawn(listening.serve(answering.clone())));
             match listeners.note(address, (), opened) {
                 Some(News::Open) => tracing::info!(%address, "the resolver listens here now"),
