@@ -14,7 +14,7 @@ use std::{
 };
 
 use hickory_resolver::proto::{
-    op::{Edns, Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode},
+    op::{Edns, Header, HeaderCounts, LowerQuery, MessageType, Metadata, OpCode, ResponseCode},
     rr::{DNSClass, Record, RecordType},
 };
 use hickory_server::{
@@ -23,9 +23,9 @@ use hickory_server::{
         runtime::{Time, TokioTime},
         xfer::Protocol,
     },
-    proto::serialize::binary::BinEncoder,
+    proto::serialize::binary::{BinDecoder, BinEncoder},
     server::{Request, RequestHandler, ResponseHandler, ResponseInfo, Server},
-    zone_handler::{MessageResponse, MessageResponseBuilder},
+    zone_handler::{MessageResponse, MessageResponseBuilder, Queries},
 };
 use socket2::{Domain, Socket, Type};
 use tokio::{
@@ -137,7 +137,8 @@ impl Answering {
             return Answer::nothing(ResponseCode::NotImp);
         }
         // Exactly one question (RFC 9619).
-        let Ok(asked) = request.request_info() else { return Answer::nothing(ResponseCode::FormErr) };
+        let asked = request.request_info().ok().filter(|_| is_spelled_out(&request.queries));
+        let Some(asked) = asked else { return Answer::nothing(ResponseCode::FormErr) };
         if request.version() != 0 {
             return Answer::nothing(ResponseCode::BADVERS);
         }
@@ -187,6 +188,9 @@ struct Responder(Arc<Answering>);
 impl RequestHandler for Responder {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
         let answer = self.0.answer(request).await;
+        let nothing = no_questions();
+        // An answer repeats the questions' bytes, and these would mean something else there.
+        let asked = if is_spelled_out(&request.queries) { &request.queries } else { &nothing };
         self.0.witness.answered(word(&answer));
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = answer.code;
@@ -206,14 +210,14 @@ impl RequestHandler for Responder {
         };
         let mut records = answer.records.as_slice();
         if records.len() > FIT_ALWAYS {
-            let whole = encoded(message(request, edns, metadata, records, &answer.authority));
+            let whole = encoded(message(asked, edns, metadata, records, &answer.authority));
             if whole.is_ok_and(|(_, bytes)| bytes.len() > limit) {
                 // A part of the answer is of use to nobody (RFC 2181 section 9), and would leave no room for what EDNS wants to say.
                 metadata.truncation = true;
                 records = &[];
             }
         }
-        let message = message(request, edns, metadata, records, &answer.authority);
+        let message = message(asked, edns, metadata, records, &answer.authority);
         match handle.send_response(message).await {
             Ok(info) => info,
             Err(error) => {
@@ -226,18 +230,30 @@ impl RequestHandler for Responder {
 
 type Records<'a> = std::slice::Iter<'a, Record>;
 
+/// True when no name of the questions is written as the place of an earlier one (RFC 1035 section 4.1.4): before the first
+/// question there is nothing but the header.
+fn is_spelled_out(questions: &Queries) -> bool {
+    // A byte before each label, and after them one for the root, two for the type and two for the class.
+    let length =
+        |question: &LowerQuery| question.original().name().iter().map(|label| label.len() + 1).sum::<usize>() + 5;
+    questions.queries().iter().map(length).sum::<usize>() == questions.as_bytes().len()
+}
+
+fn no_questions() -> Queries {
+    match Queries::read(&mut BinDecoder::new(&[]), 0) {
+        Ok(none) => none,
+        Err(_) => unreachable!("nothing is read"),
+    }
+}
+
 fn message<'q, 'a>(
-    request: &'q Request,
+    questions: &'q Queries,
     edns: Option<&'q Edns>,
     metadata: Metadata,
     records: &'a [Record],
     authority: &'a [Record],
 ) -> MessageResponse<'q, 'a, Records<'a>, Records<'a>, Records<'a>, Records<'a>> {
-    let mut builder = MessageResponseBuilder::from_message_request(request);
-    if let Some(edns) = edns {
-        builder.edns(edns);
-    }
-    builder.build(metadata, records, authority, &[], &[])
+    MessageResponseBuilder::new(questions, edns).build(metadata, records, authority, &[], &[])
 }
 
 /// The bytes of an answer, however many.
