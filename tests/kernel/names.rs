@@ -40,6 +40,16 @@ fn unregister(node: &OverlayNode, name: &str) {
     assert_eq!(node.request(Request::UnregisterDns { name: name.into() }), Response::Ok);
 }
 
+/// A name is there with the reply to what made it, and gone with the reply to what took it away.
+fn comes_and_goes(node: &OverlayNode, name: &str) {
+    register(node, name, "10.200.0.78");
+    let question = Question::new(&format!("{name}.overlay."), RecordType::A);
+    assert_eq!(data(&question.ask_surely(&node.node, server(OWN))), set(&["10.200.0.78"]), "{name}");
+    unregister(node, name);
+    let gone = question.ask_surely(&node.node, server(OWN));
+    assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain, "{name}");
+}
+
 fn server(ip: &str) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), 53)
 }
@@ -190,13 +200,7 @@ fn every_change_is_seen_by_the_next_question_and_none_is_lost_under_load() {
         told(&node.node, "stays.overlay.", RecordType::A);
         let load = ask_all(&node.node, server(OWN), "stays.overlay.");
         for turn in 0..200 {
-            let name = format!("n{turn}");
-            register(&node, &name, "10.200.0.78");
-            let question = Question::new(&format!("{name}.overlay."), RecordType::A);
-            assert_eq!(data(&question.ask_surely(&node.node, server(OWN))), set(&["10.200.0.78"]), "{name}");
-            unregister(&node, &name);
-            let gone = question.ask_surely(&node.node, server(OWN));
-            assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain, "{name}");
+            comes_and_goes(&node, &format!("n{turn}"));
         }
         let (asked, wrong) = load.end();
         println!("MEASURED: {asked} questions answered beside 400 changes of the zone, {wrong} wrong");

@@ -7,10 +7,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use hickory_resolver::proto::{op::ResponseCode, rr::RecordType};
+use hickory_resolver::proto::rr::RecordType;
 use overlayd::wire::{OverlayMode, Request};
 
-use super::{OWN, Question, Upstream, data, register, server, set, told, unregister};
+use super::{OWN, Upstream, comes_and_goes, data, register, set, told, unregister};
 use crate::{
     container::Container,
     containers::scene::{DUAL, Wish, bridge_of, outside, single, single_with},
@@ -170,13 +170,7 @@ fn ten_thousand_names_are_answered_while_others_come_and_go() {
         });
         let mut changes = 0;
         while !asking.is_finished() {
-            let name = format!("new{changes}");
-            register(&node, &name, "10.200.0.78");
-            let question = Question::new(&format!("{name}.overlay."), RecordType::A);
-            assert_eq!(data(&question.ask_surely(&node.node, server(OWN))), set(&["10.200.0.78"]), "{name}");
-            unregister(&node, &name);
-            let gone = question.ask_surely(&node.node, server(OWN));
-            assert_eq!(gone.metadata.response_code, ResponseCode::NXDomain, "{name}");
+            comes_and_goes(&node, &format!("new{changes}"));
             changes += 2;
         }
         let report = String::from_utf8(asking.join().unwrap().stdout).unwrap();
