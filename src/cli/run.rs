@@ -269,8 +269,8 @@ fn start_log(format: LogFormat, filter: &str) -> Result<(), String> {
         tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| format!("log filter {filter:?}: {error}"))?;
     let is_fit_to_print = filter_fn(|metadata| {
         let target = metadata.target();
-        // It has two lines for every question.
-        let up_to = if target.starts_with("hickory") { LevelFilter::WARN } else { LIBRARIES_UP_TO };
+        // It has lines for every question, and warnings about what anybody may send.
+        let up_to = if target.starts_with("hickory") { LevelFilter::ERROR } else { LIBRARIES_UP_TO };
         *metadata.level() <= up_to || target == "overlayd" || target.starts_with("overlayd::")
     });
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);

@@ -150,15 +150,15 @@ pub fn admit(request: &Request, zone: Option<&DnsName>) -> Result<Admitted, Stri
 fn name_in_zone(text: &str, zone: Option<&DnsName>) -> Result<DnsName, String> {
     let name: DnsName = field("name", text)?;
     let Some(zone) = zone else { return Ok(name) };
-    if zone.child(name.as_str()).is_none() {
-        return Err(format!("field \"name\": {name}.{zone} is longer than DNS allows; send a shorter name"));
-    }
     match name.within(zone) {
         Some("") => Err(format!("field \"name\": {name} is the zone itself; send a name in it")),
         Some(before) => field("name", before),
         None if text.ends_with('.') => Err(format!(
             "field \"name\": {name} is not in the zone {zone}; send it without the final dot to mean {name}.{zone}"
         )),
+        None if zone.child(name.as_str()).is_none() => {
+            Err(format!("field \"name\": {name}.{zone} is longer than DNS allows; send a shorter name"))
+        }
         None => Ok(name),
     }
 }

@@ -61,12 +61,8 @@ pub async fn keep(agent: Arc<Agent>) {
         return;
     };
     let forwarder = agent.resolver.forwarder.get_or_init(|| Arc::new(Forwarder::new(settings.configurations))).clone();
-    let answering = Arc::new(Answering {
-        zone: settings.served.zone.clone(),
-        document: agent.document.clone(),
-        forwarder,
-        witness: Arc::new(Counting(agent.clone())),
-    });
+    let witness = Arc::new(Counting(agent.clone()));
+    let answering = Arc::new(Answering::new(settings.served.zone.clone(), agent.document.clone(), forwarder, witness));
     let mut listeners = Listeners::new(agent.resolver.known.clone(), agent.covered.clone());
     loop {
         let wanted = wanted(&agent.document(), settings.served.port);

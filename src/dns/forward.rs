@@ -6,13 +6,16 @@
 //!
 //! A server inside the overlay is never asked: it might ask us. A loop that goes by way of a server on this host ends too, because a question
 //! that is under way is waited for and not asked again.
+//!
+//! Servers are asked as the C library does: in the order of the file, the next one when one is silent or refuses. What one says there is,
+//! or is not, counts: they may know different things.
 
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use futures::{
@@ -30,17 +33,26 @@ use hickory_resolver::{
     system_conf::parse_resolv_conf,
 };
 
-use super::shares::Shares;
+use super::{
+    shares::{Share, Shares},
+    stamp::Stamp,
+};
 
-/// Time for which one server is waited for, and how often a question is sent. All in all three seconds, less than a client waits.
+/// Time for which one server is waited for, and how often all are asked. All in all three seconds, less than a client waits.
 const ASK_TIME: Duration = Duration::from_secs(1);
 const ATTEMPTS: usize = 2;
 const GIVE_UP_AFTER: Duration = Duration::from_secs(3);
-/// Questions that are under way at a time, and those of one asker who waits for an answer: where no server answers, each waits for seconds.
+/// Time for which a server that was silent is asked after the others.
+const SILENT_FOR: Duration = Duration::from_secs(30);
+/// Questions that are under way at a time. Of the places that are free one asker may have an eighth, and always a few.
 const UNDER_WAY_MAX: usize = 512;
-const WAITING_OF_ONE_MAX: usize = 64;
-/// Answers that are remembered.
-const REMEMBERED_MAX: u64 = 8_192;
+const SHARE: usize = 8;
+const SHARE_MIN: usize = 2;
+/// Longest answer that is passed on, bytes.
+const ANSWER_MAX: usize = 16 << 10;
+/// Answers that are remembered, and the longest among them, bytes: as many as fit into a datagram.
+const REMEMBERED_MAX: u64 = 2_048;
+const REMEMBERED_SIZE_MAX: usize = 1_232;
 /// Longest time for which an answer is remembered, whatever it says.
 const REMEMBERED_FOR_MAX: Duration = Duration::from_secs(3_600);
 const NOTHING_REMEMBERED_FOR_MAX: Duration = Duration::from_secs(60);
@@ -75,19 +87,32 @@ type UnderWay = Shared<BoxFuture<'static, Forwarded>>;
 pub struct Forwarder {
     /// Files to read, the first that names a server counts.
     configurations: Vec<PathBuf>,
-    memory: ResponseCache,
-    servers: Mutex<Servers>,
+    configured: Mutex<Configured>,
     under_way: Mutex<HashMap<Query, WeakShared<BoxFuture<'static, Forwarded>>>>,
     waiting: Arc<Shares>,
 }
 
+/// What the files said when they were read.
 #[derive(Default)]
-struct Servers {
+struct Configured {
     looked: Option<Instant>,
-    /// What the files were when they were read, and which servers were left out.
-    read: Option<(Vec<Option<SystemTime>>, Vec<IpAddr>)>,
-    addresses: Vec<SocketAddr>,
-    resolver: Option<TokioResolver>,
+    stamps: Vec<Option<Stamp>>,
+    /// The servers of each file.
+    named: Vec<Vec<IpAddr>>,
+    left_out: Vec<IpAddr>,
+    servers: Arc<Servers>,
+}
+
+/// The servers of one configuration, and what they said.
+struct Servers {
+    all: Vec<Server>,
+    memory: ResponseCache,
+}
+
+struct Server {
+    address: IpAddr,
+    resolver: TokioResolver,
+    silent_since: Mutex<Option<Instant>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,19 +123,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Forwarder {
     /// `configurations`: files in the form of resolv.conf(5), the best first.
     pub fn new(configurations: Vec<PathBuf>) -> Self {
-        let options = options();
-        Self {
-            configurations,
-            memory: ResponseCache::new(REMEMBERED_MAX, TtlConfig::from_opts(&options)),
-            servers: Mutex::default(),
-            under_way: Mutex::default(),
-            waiting: Shares::new(WAITING_OF_ONE_MAX),
-        }
+        Self { configurations, configured: Mutex::default(), under_way: Mutex::default(), waiting: Arc::default() }
     }
 
     /// The servers that are asked now.
     pub fn servers(&self) -> Vec<SocketAddr> {
-        lock(&self.servers).addresses.clone()
+        lock(&self.configured).servers.all.iter().map(|server| SocketAddr::new(server.address, PORT)).collect()
     }
 
     /// Asks for `asker`. `is_ours`: addresses at which nobody is asked, because it would be us, or would ask us.
@@ -122,69 +140,140 @@ impl Forwarder {
         is_ours: impl Fn(IpAddr) -> bool,
     ) -> (Forwarded, Source) {
         let query = Query::query(name, kind);
-        if let Some(known) = self.memory.get(&query, Instant::now()) {
+        let servers = self.servers_now(is_ours);
+        if let Some(known) = servers.memory.get(&query, Instant::now()) {
             return (understood(known), Source::Memory);
         }
-        let unknown = |why: String| (Forwarded::Unknown(why), Source::Servers);
-        let Some(_until_answered) = self.waiting.take(asker) else {
-            return unknown(format!("{asker} waits for {WAITING_OF_ONE_MAX} answers"));
-        };
-        match self.join(query, is_ours) {
-            Ok(under_way) => (under_way.await, Source::Servers),
-            Err(why) => unknown(why),
+        match self.join(query, asker, servers) {
+            Ok((under_way, _until_answered)) => (under_way.await, Source::Servers),
+            Err(why) => (Forwarded::Unknown(why), Source::Servers),
         }
     }
 
-    /// The same question under way, or a new one.
-    fn join(self: &Arc<Self>, query: Query, is_ours: impl Fn(IpAddr) -> bool) -> Result<UnderWay, String> {
+    /// The same question under way, or a new one, and the asker's place.
+    fn join(self: &Arc<Self>, query: Query, asker: IpAddr, servers: Arc<Servers>) -> Result<(UnderWay, Share), String> {
         let mut all = lock(&self.under_way);
-        if let Some(same) = all.get(&query).and_then(WeakShared::upgrade) {
-            return Ok(same);
-        }
         if all.len() >= UNDER_WAY_MAX {
             // Of those that nobody waits for any more nothing comes.
             all.retain(|_, other| other.upgrade().is_some_and(|other| other.peek().is_none()));
         }
-        if all.len() >= UNDER_WAY_MAX {
+        let free = UNDER_WAY_MAX.saturating_sub(all.len());
+        let place = self.waiting.take(asker, (free / SHARE).max(SHARE_MIN));
+        let place = place.ok_or_else(|| format!("{asker} waits for as many answers as it may"))?;
+        if let Some(same) = all.get(&query).and_then(WeakShared::upgrade) {
+            return Ok((same, place));
+        }
+        if free == 0 {
             return Err(format!("{UNDER_WAY_MAX} questions are under way"));
         }
-        let resolver = self.resolver(is_ours)?;
+        if servers.all.is_empty() {
+            return Err("this host's resolver configuration names no server that can be asked".to_owned());
+        }
         let (forwarder, asked) = (self.clone(), query.clone());
         let question = async move {
-            let answer = ask_servers(&resolver, &asked).await;
-            forwarder.memory.insert(asked.clone(), answer.clone(), Instant::now());
+            let answer = servers.ask(&asked).await;
             lock(&forwarder.under_way).remove(&asked);
             understood(answer)
         };
         let shared = question.boxed().shared();
         all.extend(shared.downgrade().map(|weak| (query, weak)));
-        Ok(shared)
+        Ok((shared, place))
     }
 
-    fn resolver(&self, is_ours: impl Fn(IpAddr) -> bool) -> Result<TokioResolver, String> {
-        let mut servers = lock(&self.servers);
-        if servers.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
-            servers.looked = Some(Instant::now());
-            self.look(&mut servers, is_ours);
+    fn servers_now(&self, is_ours: impl Fn(IpAddr) -> bool) -> Arc<Servers> {
+        let mut configured = lock(&self.configured);
+        if configured.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
+            configured.look(&self.configurations, is_ours);
         }
-        servers.resolver.clone().ok_or_else(|| "this host's resolver configuration names no server to ask".to_owned())
+        configured.servers.clone()
     }
+}
 
-    fn look(&self, servers: &mut Servers, is_ours: impl Fn(IpAddr) -> bool) {
-        let changed: Vec<Option<SystemTime>> =
-            self.configurations.iter().map(|path| path.metadata().and_then(|of| of.modified()).ok()).collect();
-        let named = self.configurations.iter().map(|path| named_in(path));
-        let (usable, left_out) = named
-            .map(|all| all.into_iter().partition::<Vec<IpAddr>, _>(|ip| !is_ours(*ip)))
-            .find(|(usable, _)| !usable.is_empty())
-            .unwrap_or_default();
-        if servers.read.as_ref().is_some_and(|read| *read == (changed.clone(), left_out.clone())) {
+impl Configured {
+    fn look(&mut self, files: &[PathBuf], is_ours: impl Fn(IpAddr) -> bool) {
+        self.looked = Some(Instant::now());
+        let stamps: Vec<_> = files.iter().map(|path| Stamp::of(path)).collect();
+        if stamps != self.stamps || self.named.is_empty() {
+            self.stamps = stamps;
+            self.named = files.iter().map(|path| named_in(path)).collect();
+        }
+        let (mut usable, mut left_out) = (Vec::new(), Vec::new());
+        for named in &self.named {
+            let (usable_here, others): (Vec<IpAddr>, _) =
+                named.iter().partition(|ip| !is_ours(**ip) && !needs_a_link(ip));
+            left_out.extend(others);
+            if !usable_here.is_empty() {
+                usable = usable_here;
+                break;
+            }
+        }
+        let same = usable.iter().eq(self.servers.all.iter().map(|server| &server.address));
+        if same && left_out == self.left_out {
             return;
         }
-        servers.resolver = build(&usable);
-        servers.addresses = usable.iter().map(|ip| SocketAddr::new(*ip, PORT)).collect();
         tracing::info!(asked = ?usable, ?left_out, "names outside the overlay are asked of these servers");
-        servers.read = Some((changed, left_out));
+        self.left_out = left_out;
+        if !same {
+            // What others said is not what these would say.
+            self.servers = Arc::new(Servers::new(&usable));
+        }
+    }
+}
+
+/// True for an address that means nothing without a link. The library asks at addresses alone.
+fn needs_a_link(ip: &IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+impl Default for Servers {
+    fn default() -> Self {
+        Self::new(&[])
+    }
+}
+
+impl Servers {
+    fn new(addresses: &[IpAddr]) -> Self {
+        Self {
+            all: addresses.iter().filter_map(|address| Server::new(*address)).collect(),
+            memory: ResponseCache::new(REMEMBERED_MAX, TtlConfig::from_opts(&options())),
+        }
+    }
+
+    /// What the servers say, without what nobody asked for.
+    async fn ask(&self, query: &Query) -> Result<Message, NetError> {
+        let answer = tokio::time::timeout(GIVE_UP_AFTER, self.ask_in_turn(query)).await;
+        let mut answer = answer.unwrap_or(Err(NetError::Timeout));
+        let mut length = 0;
+        match &mut answer {
+            Ok(message) => {
+                message.authorities.clear();
+                message.additionals.clear();
+                length = message.to_vec().map_or(usize::MAX, |bytes| bytes.len());
+            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => (nothing.ns, nothing.authorities) = (None, None),
+            Err(_) => {}
+        }
+        if length > ANSWER_MAX {
+            return Err(NetError::Msg(format!("an answer of more than {ANSWER_MAX} bytes")));
+        }
+        if is_final(&answer) && length <= REMEMBERED_SIZE_MAX {
+            self.memory.insert(query.clone(), answer.clone(), Instant::now());
+        }
+        answer
+    }
+
+    async fn ask_in_turn(&self, query: &Query) -> Result<Message, NetError> {
+        let mut answer = Err(NetError::Timeout);
+        for _ in 0..ATTEMPTS {
+            let (silent, others): (Vec<_>, _) = self.all.iter().partition(|server| server.is_silent());
+            for server in others.into_iter().chain(silent) {
+                answer = server.ask(query).await;
+                if is_final(&answer) {
+                    return answer;
+                }
+            }
+        }
+        answer
     }
 }
 
@@ -205,7 +294,7 @@ fn named_in(path: &Path) -> Vec<IpAddr> {
             all
         }
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "a resolver configuration cannot be read; its servers are not asked");
+            tracing::warn!(path = %path.display(), %error, "a resolver configuration names no server that can be asked");
             Vec::new()
         }
     }
@@ -214,7 +303,7 @@ fn named_in(path: &Path) -> Vec<IpAddr> {
 fn options() -> ResolverOpts {
     let mut options = ResolverOpts::default();
     options.timeout = ASK_TIME;
-    options.attempts = ATTEMPTS;
+    options.attempts = 0;
     options.cache_size = 0;
     options.edns0 = true;
     options.use_hosts_file = ResolveHosts::Never;
@@ -224,28 +313,41 @@ fn options() -> ResolverOpts {
     options
 }
 
-fn build(servers: &[IpAddr]) -> Option<TokioResolver> {
-    if servers.is_empty() {
-        return None;
-    }
-    let servers = servers.iter().map(|ip| NameServerConfig::udp_and_tcp(*ip)).collect();
-    let config = ResolverConfig::from_parts(None, Vec::new(), servers);
-    let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options());
-    match builder.build() {
-        Ok(resolver) => Some(resolver),
-        Err(error) => {
-            tracing::warn!(%error, "the host's servers cannot be asked");
-            None
+impl Server {
+    fn new(address: IpAddr) -> Option<Self> {
+        let config = ResolverConfig::from_parts(None, Vec::new(), vec![NameServerConfig::udp_and_tcp(address)]);
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        match builder.with_options(options()).build() {
+            Ok(resolver) => Some(Self { address, resolver, silent_since: Mutex::default() }),
+            Err(error) => {
+                tracing::warn!(%address, %error, "this server of the host cannot be asked");
+                None
+            }
         }
+    }
+
+    fn is_silent(&self) -> bool {
+        lock(&self.silent_since).is_some_and(|since| since.elapsed() < SILENT_FOR)
+    }
+
+    async fn ask(&self, query: &Query) -> Result<Message, NetError> {
+        let lookup = self.resolver.lookup(query.name().clone(), query.query_type());
+        let answer = tokio::time::timeout(ASK_TIME, lookup).await.unwrap_or(Err(NetError::Timeout));
+        // One that refuses is there.
+        let is_there = matches!(answer, Ok(_) | Err(NetError::Dns(_)));
+        *lock(&self.silent_since) = (!is_there).then(Instant::now);
+        answer.map(|lookup| lookup.message().clone())
     }
 }
 
-async fn ask_servers(resolver: &TokioResolver, query: &Query) -> Result<Message, NetError> {
-    let lookup = resolver.lookup(query.name().clone(), query.query_type());
-    match tokio::time::timeout(GIVE_UP_AFTER, lookup).await {
-        Ok(Ok(lookup)) => Ok(lookup.message().clone()),
-        Ok(Err(error)) => Err(error),
-        Err(_) => Err(NetError::Timeout),
+/// True when a server said what there is, or that there is nothing.
+fn is_final(answer: &Result<Message, NetError>) -> bool {
+    match answer {
+        Ok(_) => true,
+        Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => {
+            matches!(nothing.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+        }
+        Err(_) => false,
     }
 }
 

@@ -36,12 +36,8 @@ impl Witness for Nobody {
 }
 
 static ANSWERING: LazyLock<Arc<Answering>> = LazyLock::new(|| {
-    Arc::new(Answering {
-        zone: read("overlay"),
-        document: Arc::new(RwLock::new(document())),
-        forwarder: Arc::new(Forwarder::new(Vec::new())),
-        witness: Arc::new(Nobody),
-    })
+    let forwarder = Arc::new(Forwarder::new(Vec::new()));
+    Arc::new(Answering::new(read("overlay"), Arc::new(RwLock::new(document())), forwarder, Arc::new(Nobody)))
 });
 
 fn read<T: FromStr>(text: &str) -> T {

@@ -1,10 +1,12 @@
 use std::{
     net::IpAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use hickory_resolver::TokioResolver;
 
+use super::stamp::Stamp;
 use crate::ids::DnsName;
 
 /// Longest time that one question may take.
@@ -19,22 +21,36 @@ pub struct Addresses {
     pub ttl: Duration,
 }
 
+/// What says where the host asks, and what it knows itself.
+const CONFIGURATION: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
 /// Asks the resolvers of this host (`/etc/resolv.conf`, `/etc/hosts`).
 pub struct Lookup {
     resolver: Option<TokioResolver>,
+    read: [Option<Stamp>; 2],
+}
+
+fn stamps() -> [Option<Stamp>; 2] {
+    CONFIGURATION.map(|path| Stamp::of(Path::new(path)))
 }
 
 impl Lookup {
     /// A host without a usable resolver configuration resolves nothing; that is a state, not a failure to start.
     pub fn of_host() -> Self {
+        let read = stamps();
         let built = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
         match built {
-            Ok(resolver) => Self { resolver: Some(resolver) },
+            Ok(resolver) => Self { resolver: Some(resolver), read },
             Err(error) => {
                 tracing::warn!(%error, "the host's resolver configuration cannot be read; endpoint host names stay unresolved");
-                Self { resolver: None }
+                Self { resolver: None, read }
             }
         }
+    }
+
+    /// False when the configuration is another one by now: servers come and go with a host's networks.
+    pub fn is_current(&self) -> bool {
+        self.read == stamps()
     }
 
     /// The addresses of a name.

@@ -14,6 +14,7 @@ pub mod fuzz;
 mod lookup;
 mod serve;
 mod shares;
+mod stamp;
 mod zone;
 
 pub use forward::{Forwarder, Source};

@@ -7,6 +7,7 @@
 //! SERVFAIL means that nobody can know, NXDOMAIN that we do, REFUSED that it is none of the asker's business.
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
@@ -45,15 +46,21 @@ use crate::{desired::Document, ids::DnsName};
 const UDP_PAYLOAD_MAX: u16 = 1_232;
 /// Longest answer by UDP to whoever does not say what it takes (RFC 1035 section 4.2.1).
 const UDP_PAYLOAD_PLAIN: u16 = 512;
-/// Addresses of one name that fit into the shortest answer.
+/// Addresses of one name that fit into the shortest answer, and the least that a record takes in any, bytes: a name that was told before,
+/// type, class, TTL and length.
 const FIT_ALWAYS: usize = 8;
+const RECORD_MIN: usize = 12;
 /// Memory for questions that have come and are not read yet, bytes; one takes some 800.
 const DATAGRAMS_ROOM: usize = 4 << 20;
-/// Connections to one address, those among them of one asker, those that wait to be accepted, and how long one may be silent.
+/// Connections to all addresses, those among them of one asker, those to one address that wait to be accepted, how long one may be silent,
+/// and how many questions it may bring.
 const CONNECTIONS_MAX: usize = 128;
 const CONNECTIONS_OF_ONE_MAX: usize = 16;
 const BACKLOG: i32 = 64;
 const SILENT_MAX: Duration = Duration::from_secs(5);
+const QUESTIONS_MAX: usize = 100;
+/// How often the host's own addresses are looked at, at the most.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Told of everything that was answered.
 pub trait Witness: Send + Sync {
@@ -62,12 +69,22 @@ pub trait Witness: Send + Sync {
     fn forwarded(&self, source: Source, took: Duration);
 }
 
-/// Everything that an answer depends on.
+/// Everything that an answer depends on, and what all listeners share.
 pub struct Answering {
-    pub zone: DnsName,
-    pub document: Arc<RwLock<Document>>,
-    pub forwarder: Arc<Forwarder>,
-    pub witness: Arc<dyn Witness>,
+    zone: DnsName,
+    document: Arc<RwLock<Document>>,
+    forwarder: Arc<Forwarder>,
+    witness: Arc<dyn Witness>,
+    host: Mutex<Host>,
+    connections: Arc<Semaphore>,
+    callers: Arc<Shares>,
+}
+
+/// The host's own addresses, as they were a moment ago.
+#[derive(Default)]
+struct Host {
+    looked: Option<Instant>,
+    addresses: HashSet<IpAddr>,
 }
 
 /// An answer before it is a message.
@@ -110,13 +127,30 @@ impl From<Forwarded> for Answer {
 }
 
 impl Answering {
+    pub fn new(
+        zone: DnsName,
+        document: Arc<RwLock<Document>>,
+        forwarder: Arc<Forwarder>,
+        witness: Arc<dyn Witness>,
+    ) -> Self {
+        Self {
+            zone,
+            document,
+            forwarder,
+            witness,
+            host: Mutex::default(),
+            connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            callers: Arc::default(),
+        }
+    }
+
     fn document(&self) -> RwLockReadGuard<'_, Document> {
         self.document.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Overlay addresses and the host itself. Others have no business here, whatever way they came.
     fn may_ask(&self, source: IpAddr) -> bool {
-        source.is_loopback() || self.is_in_overlay(source) || is_of_this_host(source)
+        source.is_loopback() || self.is_in_overlay(source) || self.is_of_this_host(source)
     }
 
     fn is_in_overlay(&self, address: IpAddr) -> bool {
@@ -127,6 +161,14 @@ impl Answering {
                 .segments()
                 .keys()
                 .any(|service| document.segment_net(service).is_some_and(|net| net.subnets.contains_address(&address)))
+    }
+
+    fn is_of_this_host(&self, address: IpAddr) -> bool {
+        let mut host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        if host.looked.is_none_or(|looked| looked.elapsed() >= LOOK_EVERY) {
+            *host = Host { looked: Some(Instant::now()), addresses: own_addresses() };
+        }
+        host.addresses.contains(&address)
     }
 
     async fn answer(&self, request: &Request) -> Answer {
@@ -164,9 +206,21 @@ impl Answering {
     }
 }
 
-/// True for an address that packets can be sent from: only the host's own can be bound.
-fn is_of_this_host(address: IpAddr) -> bool {
-    std::net::UdpSocket::bind(SocketAddr::new(address, 0)).is_ok()
+/// The addresses of this host's links. That one can be bound says nothing where others may be bound too (`ip_nonlocal_bind`).
+#[cfg(unix)]
+fn own_addresses() -> HashSet<IpAddr> {
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let ip = |found: nix::ifaddrs::InterfaceAddress| {
+        let address = found.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    all.filter_map(ip).collect()
+}
+
+#[cfg(not(unix))]
+fn own_addresses() -> HashSet<IpAddr> {
+    HashSet::new()
 }
 
 /// The words of metric labels.
@@ -209,13 +263,15 @@ impl RequestHandler for Responder {
             _ => usize::from(u16::MAX),
         };
         let mut records = answer.records.as_slice();
-        if records.len() > FIT_ALWAYS {
+        let is_short = records.len() <= FIT_ALWAYS && records.iter().all(|record| record.data.ip_addr().is_some());
+        let is_too_long = || {
             let whole = encoded(message(asked, edns, metadata, records, &answer.authority));
-            if whole.is_ok_and(|(_, bytes)| bytes.len() > limit) {
-                // A part of the answer is of use to nobody (RFC 2181 section 9), and would leave no room for what EDNS wants to say.
-                metadata.truncation = true;
-                records = &[];
-            }
+            whole.is_ok_and(|(_, bytes)| bytes.len() > limit)
+        };
+        if !is_short && (records.len() * RECORD_MIN > limit || is_too_long()) {
+            // A part of the answer is of use to nobody (RFC 2181 section 9), and would leave no room for what EDNS wants to say.
+            metadata.truncation = true;
+            records = &[];
         }
         let message = message(asked, edns, metadata, records, &answer.authority);
         match handle.send_response(message).await {
@@ -339,14 +395,17 @@ impl Listening {
 
 /// Accepts connections, so many and no more: the library would take them without end.
 async fn accept(listener: TcpListener, answering: Arc<Answering>) {
-    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let shares = Shares::new(CONNECTIONS_OF_ONE_MAX);
     loop {
-        let Ok(place) = free.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
-                // One that has too many already is hung up on.
-                let Some(share) = shares.take(from.ip()) else { continue };
+                // Whoever may not ask, or has too many already, is hung up on.
+                if !answering.may_ask(from.ip()) {
+                    answering.witness.answered("refused");
+                    continue;
+                }
+                let Some(share) = answering.callers.take(from.ip(), CONNECTIONS_OF_ONE_MAX) else { continue };
+                // While all places are taken, those who come next wait to be accepted.
+                let Ok(place) = answering.connections.clone().acquire_owned().await else { return };
                 let answering = answering.clone();
                 tokio::spawn(async move {
                     let _until_the_end = (place, share);
@@ -365,7 +424,7 @@ async fn accept(listener: TcpListener, answering: Arc<Answering>) {
 
 /// One connection: question and answer in turn, each with its length before it (RFC 1035 section 4.2.2).
 async fn converse(mut stream: TcpStream, from: SocketAddr, answering: &Arc<Answering>) -> io::Result<()> {
-    loop {
+    for _ in 0..QUESTIONS_MAX {
         let question = tokio::time::timeout(SILENT_MAX, async {
             let length = usize::from(stream.read_u16().await?);
             let mut question = vec![0; length];
@@ -384,6 +443,7 @@ async fn converse(mut stream: TcpStream, from: SocketAddr, answering: &Arc<Answe
         framed.extend(answer);
         tokio::time::timeout(SILENT_MAX, stream.write_all(&framed)).await??;
     }
+    Ok(())
 }
 
 /// The answer to one message; `None` to what is no question.

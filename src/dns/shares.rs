@@ -5,8 +5,8 @@ use std::{
 };
 
 /// How many of something scarce each address has: nobody may take all of them.
+#[derive(Default)]
 pub struct Shares {
-    max: usize,
     taken: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -17,21 +17,16 @@ pub struct Share {
 }
 
 impl Shares {
-    /// `max`: how many one address may have at a time.
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { max, taken: Mutex::default() })
-    }
-
     fn taken(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         // Each change of it is one of a number.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more for an address; `None` when it has all that it may have.
-    pub fn take(self: &Arc<Self>, of: IpAddr) -> Option<Share> {
+    /// One more for an address; `None` when it has `max` already.
+    pub fn take(self: &Arc<Self>, of: IpAddr, max: usize) -> Option<Share> {
         let mut taken = self.taken();
         let count = taken.entry(of).or_default();
-        if *count >= self.max {
+        if *count >= max {
             return None;
         }
         *count += 1;
@@ -57,13 +52,13 @@ mod tests {
 
     #[test]
     fn one_address_has_its_share_and_no_other_pays_for_it() {
-        let shares = Shares::new(2);
+        let shares = Arc::new(Shares::default());
         let (greedy, modest) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
-        let held: Vec<Share> = (0..3).filter_map(|_| shares.take(greedy)).collect();
+        let held: Vec<Share> = (0..3).filter_map(|_| shares.take(greedy, 2)).collect();
         assert_eq!(held.len(), 2);
-        assert!(shares.take(modest).is_some());
+        assert!(shares.take(modest, 2).is_some());
         drop(held);
-        assert!(shares.take(greedy).is_some());
+        assert!(shares.take(greedy, 2).is_some());
         assert!(shares.taken().is_empty());
     }
 }

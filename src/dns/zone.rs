@@ -25,6 +25,9 @@ pub const ANSWER_TTL: u32 = 5;
 /// Time for which it holds that there is no such name or record, seconds (RFC 2308 section 4).
 pub const NEGATIVE_TTL: u32 = 2;
 
+/// Names that are told of one address; a site may give it any number, and a message has an end.
+const NAMES_MAX: usize = 64;
+
 /// Of no use to anybody, since nobody copies the zone; the values of RFC 1912 section 2.2 for one that may change at any time.
 const REFRESH: i32 = 1_200;
 const RETRY: i32 = 180;
@@ -128,7 +131,7 @@ impl Place {
                 }
                 let full = |name: &DnsName| absolute(name).append_domain(&absolute(zone)).ok();
                 let address = net.addr();
-                let names = directory.names(&address).filter_map(full);
+                let names = directory.names(&address).take(NAMES_MAX).filter_map(full);
                 let pointers: Vec<Record> = names.map(|full| record(RData::PTR(PTR(full)))).collect();
                 let is_address = net.prefix_len() == net.max_prefix_len();
                 let exists = if is_address {

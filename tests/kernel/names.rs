@@ -15,7 +15,7 @@ use overlayd::wire::{AttachHandle, OverlayMode, Request, Response};
 
 use crate::{
     container::Container,
-    containers::scene::{DUAL, Wish, bridge_of, outside, single, single_with},
+    containers::scene::{DUAL, UPLINK, Wish, bridge_of, outside, single, single_with},
     lab::{Node, isolated},
     overlay_node::{OverlayNode, until},
 };
@@ -189,6 +189,14 @@ fn what_is_too_long_is_cut_and_comes_whole_by_tcp() {
         assert_eq!(more.edns.as_ref().map(Edns::max_payload), Some(1232));
         let whole = ask(Question::new("many.overlay.", RecordType::A).by_tcp());
         assert!(!whole.metadata.truncation && whole.answers.len() == 201);
+        // One address with more names than a message is to have.
+        for n in 0..70 {
+            register(&node, &format!("{n}.{}", "site".repeat(10)), "10.200.9.1");
+        }
+        let back = || Question::new("1.9.200.10.in-addr.arpa.", RecordType::PTR);
+        let cut = ask(back().taking(1232));
+        assert!(cut.metadata.truncation && cut.answers.is_empty() && cut.edns.is_some());
+        assert_eq!(ask(back().by_tcp()).answers.len(), 64);
     });
 }
 
@@ -247,7 +255,7 @@ fn other_names_are_asked_of_the_hosts_servers_and_the_overlay_does_not_wait_for_
         std::fs::write(&conf, format!("nameserver {OWN}\nnameserver 10.200.77.1\nnameserver 198.51.100.1\n")).unwrap();
         let node = single_with(DUAL, &["--resolv-conf", conf.to_str().unwrap()]);
         let world = outside(&node, &["10.200.0.0/16"]);
-        let upstream = Upstream::start(&world);
+        let upstream = Upstream::start(&world, "198.51.100.1");
         let ask = |name: &str| Question::new(name, RecordType::A).patiently().ask(&node.node, server(OWN)).unwrap();
         let known = || ask("known.example.");
         register(&node, "db", "10.200.0.9");
@@ -272,7 +280,9 @@ fn other_names_are_asked_of_the_hosts_servers_and_the_overlay_does_not_wait_for_
             assert_eq!(waiting.join().unwrap().metadata.response_code, ResponseCode::ServFail);
         });
 
-        // The world outside has no business here.
+        // The world outside has no business here, and no connection.
+        let by_tcp = Question::new("db.overlay.", RecordType::A).by_tcp().ask(&world, server(OWN));
+        assert!(by_tcp.is_none(), "{by_tcp:?}");
         for name in ["db.overlay.", "known.example."] {
             let refused = Question::new(name, RecordType::A).patiently().ask(&world, server(OWN));
             assert_eq!(refused.unwrap().metadata.response_code, ResponseCode::Refused, "{name}");
@@ -287,15 +297,59 @@ fn other_names_are_asked_of_the_hosts_servers_and_the_overlay_does_not_wait_for_
 }
 
 #[test]
+fn the_hosts_servers_are_asked_in_their_order_and_what_one_says_counts() {
+    isolated(|| {
+        let conf = std::env::temp_dir().join(format!("resolv-order-{}.conf", std::process::id()));
+        // A server that means nothing without a link is passed over.
+        std::fs::write(&conf, "nameserver fe80::1%lo\nnameserver 198.51.100.1\nnameserver 198.51.100.3\n").unwrap();
+        let node = single_with(DUAL, &["--resolv-conf", conf.to_str().unwrap()]);
+        let world = outside(&node, &["10.200.0.0/16"]);
+        world.add_address(UPLINK, [198, 51, 100, 3].into(), 24);
+        let (one, two) = (Upstream::start(&world, "198.51.100.1"), Upstream::start(&world, "198.51.100.3"));
+        register(&node, "db", "10.200.0.9");
+        told(&node.node, "db.overlay.", RecordType::A);
+        let ask = |name: &str| Question::new(name, RecordType::A).patiently().ask(&node.node, server(OWN)).unwrap();
+        let knows = |name: &str| assert_eq!(data(&ask(name)), set(&["192.0.2.7"]), "{name}");
+        knows("known.example.");
+        assert_eq!(ask("gone.example.").metadata.response_code, ResponseCode::NXDomain);
+        assert_eq!(two.asked(), 0, "what the first says counts");
+        one.turn(Ways::Refuses);
+        knows("known.2.example.");
+        assert!(one.names().contains("known.2.example.") && two.names().contains("known.2.example."));
+        one.turn(Ways::Silent);
+        knows("known.3.example.");
+        let before = one.asked();
+        knows("known.4.example.");
+        assert_eq!(one.asked(), before, "one that was silent is asked after the others");
+        two.turn(Ways::Silent);
+        assert_eq!(ask("known.5.example.").metadata.response_code, ResponseCode::ServFail);
+        one.turn(Ways::Answers);
+        two.turn(Ways::Answers);
+        knows("known.5.example.");
+
+        // Others may know something else: what these said is forgotten with them.
+        std::fs::write(&conf, "nameserver 198.51.100.3\n").unwrap();
+        until("the other server is asked", || {
+            knows("known.example.");
+            two.names().contains("known.example.")
+        });
+        let before = two.asked();
+        knows("known.example.");
+        assert_eq!(two.asked(), before, "from memory");
+        std::fs::remove_file(conf).unwrap();
+    });
+}
+
+#[test]
 fn one_asker_of_other_names_does_not_take_the_place_of_all() {
-    // Of 512 places one has 64.
+    // The most of 512 places that is no more than an eighth of what it leaves free.
     const MANY: u16 = 300;
-    const PLACES: usize = 64;
+    const PLACES: usize = 57;
     isolated(|| {
         let conf = std::env::temp_dir().join(format!("resolv-greedy-{}.conf", std::process::id()));
         std::fs::write(&conf, "nameserver 198.51.100.1\n").unwrap();
         let node = single_with(DUAL, &["--resolv-conf", conf.to_str().unwrap()]);
-        let upstream = Upstream::start(&outside(&node, &["10.200.0.0/16"]));
+        let upstream = Upstream::start(&outside(&node, &["10.200.0.0/16"]), "198.51.100.1");
         upstream.turn(Ways::Silent);
         register(&node, "db", "10.200.0.9");
         told(&node.node, "db.overlay.", RecordType::A);

@@ -166,6 +166,9 @@ pub(super) fn execute(mark: Mark, path: &FilePath, action: &Action) -> Result<()
     }
 }
 
+/// Characters of a file's name that are part of the name beside it.
+const NAME_KEPT: usize = 200;
+
 /// Writes beside and renames over: a reader sees the old text or the new one.
 fn write(path: &Path, content: &str) -> io::Result<()> {
     let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
@@ -175,11 +178,10 @@ fn write(path: &Path, content: &str) -> io::Result<()> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    // The dot keeps it from those who read a directory by the ends of names, and the end from those who do not look at the dot.
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(".overlayd-new");
-    let beside: PathBuf = directory.join(beside);
+    // The dot keeps it from those who read a directory by the ends of names, and the end from those who do not look at the dot. A name may
+    // be as long as the file system allows.
+    let name: String = name.to_string_lossy().chars().take(NAME_KEPT).collect();
+    let beside: PathBuf = directory.join(format!(".{name}.overlayd-new"));
     // What a process left that died on the way.
     match fs::remove_file(&beside) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),

@@ -70,7 +70,7 @@ fn the_hosts_programs_are_told_the_overlays_names_and_all_others_as_before() {
         let mut node = OverlayNode::new("a");
         let mut host = ResolverHost::start(&node.node);
         let world = outside(&node, &["10.200.0.0/16"]);
-        let upstream = Upstream::start(&world);
+        let upstream = Upstream::start(&world, "198.51.100.1");
         node.start();
         node.setup(DUAL.cluster, Some(DUAL.slices[0]), PORT);
         with_names(&node);

@@ -48,7 +48,7 @@ fn dig_and_getent_in_a_container_are_told_everything_as_it_is() {
         let upstreams = "/run/upstreams";
         std::fs::write(upstreams, "nameserver 198.51.100.1\n").unwrap();
         let node = single_with(DUAL, &["--resolv-conf", upstreams]);
-        let _upstream = Upstream::start(&outside(&node, &["10.200.0.0/16"]));
+        let _upstream = Upstream::start(&outside(&node, &["10.200.0.0/16"]), "198.51.100.1");
         register(&node, "db", "10.200.0.9");
         register(&node, "db", "fd00:200:0:1::9");
         register(&node, "four.only", "10.200.0.11");

@@ -1,8 +1,8 @@
-//! A server of the world outside, which can be told to be silent.
+//! A server of the world outside, which can be told to be silent, or to refuse.
 
 use std::{
     collections::BTreeSet,
-    net::UdpSocket,
+    net::{IpAddr, UdpSocket},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,25 +24,27 @@ use crate::lab::Node;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ways {
     Answers,
+    Refuses,
     Silent,
 }
 
 pub struct Upstream {
     asked: Arc<AtomicU64>,
     names: Arc<Mutex<BTreeSet<String>>>,
-    is_silent: Arc<AtomicBool>,
+    ways: Arc<Mutex<Ways>>,
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Upstream {
-    /// Knows `known.example`, and that there is no `gone.example`.
-    pub fn start(node: &Node) -> Self {
-        let socket = node.run(|| UdpSocket::bind("0.0.0.0:53")).unwrap();
+    /// Knows every name that begins with `known`, and that there is no other.
+    pub fn start(node: &Node, at: &str) -> Self {
+        let at: IpAddr = at.parse().unwrap();
+        let socket = node.run(move || UdpSocket::bind((at, 53))).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let (asked, names) = (Arc::default(), Arc::<Mutex<BTreeSet<String>>>::default());
-        let (is_silent, is_over) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
-        let (count, seen, silent, over) = (Arc::clone(&asked), names.clone(), is_silent.clone(), is_over.clone());
+        let (ways, is_over) = (Arc::new(Mutex::new(Ways::Answers)), Arc::<AtomicBool>::default());
+        let (count, seen, now, over) = (Arc::clone(&asked), names.clone(), ways.clone(), is_over.clone());
         let thread = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             while !over.load(Ordering::Relaxed) {
@@ -50,12 +52,15 @@ impl Upstream {
                 AtomicU64::fetch_add(&count, 1, Ordering::Relaxed);
                 let question = Message::from_vec(&buffer[..length]).unwrap();
                 seen.lock().unwrap().insert(question.queries[0].name().to_ascii());
-                if !silent.load(Ordering::Relaxed) {
-                    let _ = socket.send_to(&answer(&question), from);
-                }
+                let answer = match *now.lock().unwrap() {
+                    Ways::Answers => answer(&question),
+                    Ways::Refuses => refusal(&question),
+                    Ways::Silent => continue,
+                };
+                let _ = socket.send_to(&answer.to_vec().unwrap(), from);
             }
         });
-        Self { asked, names, is_silent, is_over, thread: Some(thread) }
+        Self { asked, names, ways, is_over, thread: Some(thread) }
     }
 
     pub fn asked(&self) -> u64 {
@@ -68,7 +73,7 @@ impl Upstream {
     }
 
     pub fn turn(&self, ways: Ways) {
-        self.is_silent.store(ways == Ways::Silent, Ordering::Relaxed);
+        *self.ways.lock().unwrap() = ways;
     }
 }
 
@@ -81,11 +86,18 @@ impl Drop for Upstream {
     }
 }
 
-fn answer(question: &Message) -> Vec<u8> {
+fn refusal(question: &Message) -> Message {
+    let mut message = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
+    message.metadata.response_code = ResponseCode::Refused;
+    message.add_query(question.queries[0].clone());
+    message
+}
+
+fn answer(question: &Message) -> Message {
     let query = question.queries[0].clone();
     let mut message = Message::new(question.metadata.id, MessageType::Response, OpCode::Query);
     message.metadata.recursion_available = true;
-    if query.name().to_ascii().eq_ignore_ascii_case("known.example.") {
+    if query.name().to_ascii().to_lowercase().starts_with("known") {
         if query.query_type() == RecordType::A {
             message.answers.push(Record::from_rdata(query.name().clone(), 60, RData::A(A::new(192, 0, 2, 7))));
         }
@@ -96,5 +108,5 @@ fn answer(question: &Message) -> Vec<u8> {
         message.metadata.response_code = ResponseCode::NXDomain;
     }
     message.add_query(query);
-    message.to_vec().unwrap()
+    message
 }
