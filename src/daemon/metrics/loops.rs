@@ -15,6 +15,7 @@ const VERBS: [&str; 3] = ["create", "update", "delete"];
 const RESULTS: [&str; 3] = ["ok", "failed", "skipped"];
 const CAUSES: [&str; 4] = ["missing", "changed", "extra", "replaced"];
 const ROUND_RESULTS: [&str; 4] = ["unchanged", "changed", "failed", "blind"];
+const PHASES: [&str; 4] = ["observe", "plan", "apply", "verify"];
 
 /// What the loop did.
 pub struct Loop {
@@ -93,6 +94,9 @@ impl Loop {
         for result in ROUND_RESULTS {
             self.rounds.with_label_values(&[result]);
         }
+        for phase in PHASES {
+            self.round_seconds.with_label_values(&[phase]);
+        }
     }
 
     /// Writes down what a round did.
@@ -106,9 +110,8 @@ impl Loop {
             (None, false, false) => "changed",
         };
         self.rounds.with_label_values(&[result]).inc();
-        let phases =
-            [("observe", round.observe), ("plan", round.plan), ("apply", round.apply), ("verify", round.verify)];
-        for (phase, time) in phases.into_iter().filter(|(_, time)| *time > Duration::ZERO) {
+        let times = [round.observe, round.plan, round.apply, round.verify];
+        for (phase, time) in PHASES.into_iter().zip(times).filter(|(_, time)| *time > Duration::ZERO) {
             self.round_seconds.with_label_values(&[phase]).observe(time.as_secs_f64());
         }
         for action in &round.actions {
