@@ -19,5 +19,5 @@ mod zone;
 
 pub use forward::{Forwarder, Source};
 pub use lookup::{Addresses, Lookup};
-pub use serve::{Answering, Listening, Witness};
+pub use serve::{Answering, Listening, RESULTS, Witness};
 pub use zone::{ANSWER_TTL, NEGATIVE_TTL};

@@ -64,7 +64,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Told of everything that was answered.
 pub trait Witness: Send + Sync {
-    /// `what`: the response code in words, or `refused`.
+    /// `what`: one of [`RESULTS`].
     fn answered(&self, what: &'static str);
     fn forwarded(&self, source: Source, took: Duration);
 }
@@ -223,7 +223,9 @@ fn own_addresses() -> HashSet<IpAddr> {
     HashSet::new()
 }
 
-/// The words of metric labels.
+/// What can become of a question, as [`Witness::answered`] is told it.
+pub const RESULTS: [&str; 6] = ["answered", "no_data", "no_name", "unknown", "refused", "malformed"];
+
 fn word(answer: &Answer) -> &'static str {
     match (answer.code, answer.records.is_empty()) {
         (ResponseCode::NoError, false) => "answered",

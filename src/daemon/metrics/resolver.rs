@@ -1,6 +1,7 @@
 use prometheus::{Histogram, IntCounter, IntCounterVec};
 
 use super::registrar::Registrar;
+use crate::dns::RESULTS;
 
 /// From a server next door to one that is given up on, seconds.
 const FORWARD_BUCKETS: &[f64] = &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0];
@@ -14,12 +15,16 @@ pub struct Resolver {
 
 impl Resolver {
     pub fn new(registrar: &Registrar<'_>) -> Self {
+        let queries = registrar.counters(
+            "overlayd_dns_queries_total",
+            "Questions to the overlay's resolver, by result.",
+            &["result"],
+        );
+        for result in RESULTS {
+            queries.with_label_values(&[result]);
+        }
         Self {
-            queries: registrar.counters(
-                "overlayd_dns_queries_total",
-                "Questions to the overlay's resolver, by result.",
-                &["result"],
-            ),
+            queries,
             remembered: registrar.counter(
                 "overlayd_dns_remembered_total",
                 "Questions about other names that were answered from memory.",
