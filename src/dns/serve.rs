@@ -15,7 +15,7 @@ use std::{
 };
 
 use hickory_resolver::proto::{
-    op::{Edns, Header, HeaderCounts, LowerQuery, MessageType, Metadata, OpCode, ResponseCode},
+    op::{Edns, Header, HeaderCounts, MessageType, Metadata, OpCode, ResponseCode},
     rr::{DNSClass, Record, RecordType},
 };
 use hickory_server::{
@@ -178,8 +178,7 @@ impl Answering {
         if request.metadata.op_code != OpCode::Query {
             return Answer::nothing(ResponseCode::NotImp);
         }
-        // Exactly one question (RFC 9619).
-        let asked = request.request_info().ok().filter(|_| is_spelled_out(&request.queries));
+        let asked = request.request_info().ok().filter(|_| is_one_question(&request.queries));
         let Some(asked) = asked else { return Answer::nothing(ResponseCode::FormErr) };
         if request.version() != 0 {
             return Answer::nothing(ResponseCode::BADVERS);
@@ -245,8 +244,8 @@ impl RequestHandler for Responder {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
         let answer = self.0.answer(request).await;
         let nothing = no_questions();
-        // An answer repeats the questions' bytes, and these would mean something else there.
-        let asked = if is_spelled_out(&request.queries) { &request.queries } else { &nothing };
+        // An answer repeats the questions' bytes. Others are of no use there, or would mean something else.
+        let asked = if is_one_question(&request.queries) { &request.queries } else { &nothing };
         self.0.witness.answered(word(&answer));
         let mut metadata = Metadata::response_from_request(&request.metadata);
         metadata.response_code = answer.code;
@@ -288,13 +287,13 @@ impl RequestHandler for Responder {
 
 type Records<'a> = std::slice::Iter<'a, Record>;
 
-/// True when no name of the questions is written as the place of an earlier one (RFC 1035 section 4.1.4): before the first
-/// question there is nothing but the header.
-fn is_spelled_out(questions: &Queries) -> bool {
+/// True for exactly one question (RFC 9619) whose name is spelled out. One that is written as the place of an earlier name (RFC 1035
+/// section 4.1.4) means nothing: before the first question there is only the header.
+fn is_one_question(asked: &Queries) -> bool {
+    let [question] = asked.queries() else { return false };
     // A byte before each label, and after them one for the root, two for the type and two for the class.
-    let length =
-        |question: &LowerQuery| question.original().name().iter().map(|label| label.len() + 1).sum::<usize>() + 5;
-    questions.queries().iter().map(length).sum::<usize>() == questions.as_bytes().len()
+    let labels: usize = question.original().name().iter().map(|label| label.len() + 1).sum();
+    labels + 5 == asked.as_bytes().len()
 }
 
 fn no_questions() -> Queries {
