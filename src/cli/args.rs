@@ -82,10 +82,8 @@ impl DnsArguments {
             Some("off") => return Ok(None),
             Some(other) => return Err(format!("dns {other:?}: must be on or off")),
         }
-        let zone = match &self.dns_zone {
-            Some(zone) => zone.parse().map_err(|error| format!("dns_zone: {error}"))?,
-            None => DEFAULT_ZONE.parse().map_err(|error| format!("the default zone: {error}"))?,
-        };
+        let zone = self.dns_zone.as_deref().unwrap_or(DEFAULT_ZONE);
+        let zone = zone.parse().map_err(|error| format!("dns_zone: {error}"))?;
         match self.dns_port.unwrap_or(DNS_PORT) {
             0 => Err("dns_port: must be from 1 to 65535; to serve no names, say dns off".into()),
             port => Ok(Some(Served { zone, port })),

@@ -53,10 +53,8 @@ pub async fn keep_fresh(agent: Arc<Agent>) {
         let due: Vec<DnsName> =
             names.into_iter().filter(|name| is_due(known.get(name), silent.contains(name))).collect();
         if !due.is_empty() {
-            let lookup = match lookup.take().filter(Lookup::is_current) {
-                Some(current) => lookup.insert(current),
-                None => lookup.insert(Lookup::of_host()),
-            };
+            drop(lookup.take_if(|lookup| !lookup.is_current()));
+            let lookup = lookup.get_or_insert_with(Lookup::of_host);
             let questions = due.into_iter().map(async |name| (lookup.addresses(&name).await, name));
             // One name whose servers are silent does not delay the others (A34).
             let mut answers = stream::iter(questions).buffer_unordered(QUESTIONS_MAX);

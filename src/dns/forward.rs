@@ -25,7 +25,7 @@ use futures::{
 use hickory_resolver::{
     ResponseCache, TokioResolver, TtlConfig,
     config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
-    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    net::{DnsError, NetError, NoRecords, runtime::TokioRuntimeProvider},
     proto::{
         op::{Message, Query, ResponseCode},
         rr::{Name, RData, Record, RecordType},
@@ -344,26 +344,32 @@ impl Server {
 fn is_final(answer: &Result<Message, NetError>) -> bool {
     match answer {
         Ok(_) => true,
-        Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => {
-            matches!(nothing.response_code, ResponseCode::NoError | ResponseCode::NXDomain)
+        Err(error) => as_nothing(error).is_some(),
+    }
+}
+
+/// What a server said of a name that has no such records, or that is none; `None` for every other reason to have no answer.
+fn as_nothing(error: &NetError) -> Option<&NoRecords> {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(nothing))
+            if matches!(nothing.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
+        {
+            Some(nothing)
         }
-        Err(_) => false,
+        _ => None,
     }
 }
 
 fn understood(answer: Result<Message, NetError>) -> Forwarded {
-    match answer {
-        Ok(message) => Forwarded::Answer(message.answers),
-        Err(NetError::Dns(DnsError::NoRecordsFound(nothing)))
-            if matches!(nothing.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
-        {
-            let soa = nothing.soa.map(|soa| {
-                let mut record = Record::from_rdata(soa.name.clone(), soa.ttl, RData::SOA(soa.data.clone()));
-                record.ttl = record.ttl.min(nothing.negative_ttl.unwrap_or(record.ttl));
-                record
-            });
-            Forwarded::Nothing { code: nothing.response_code, authority: soa.into_iter().collect() }
-        }
-        Err(error) => Forwarded::Unknown(error.to_string()),
-    }
+    let error = match answer {
+        Ok(message) => return Forwarded::Answer(message.answers),
+        Err(error) => error,
+    };
+    let Some(nothing) = as_nothing(&error) else { return Forwarded::Unknown(error.to_string()) };
+    let soa = nothing.soa.as_ref().map(|soa| {
+        let mut record = Record::from_rdata(soa.name.clone(), soa.ttl, RData::SOA(soa.data.clone()));
+        record.ttl = record.ttl.min(nothing.negative_ttl.unwrap_or(record.ttl));
+        record
+    });
+    Forwarded::Nothing { code: nothing.response_code, authority: soa.into_iter().collect() }
 }

@@ -182,9 +182,14 @@ pub fn skip_part(reason: &str) {
     println!("SKIPPED PART: {reason}");
 }
 
-/// True for this kernel and later ones, by what it calls itself.
+/// What this kernel calls itself.
+pub fn release() -> String {
+    nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned()
+}
+
+/// True for this kernel and later ones.
 pub fn release_is_at_least(major: u32, minor: u32) -> bool {
-    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+    let release = release();
     let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(major), Some(minor))
 }

@@ -70,8 +70,7 @@ fn skipped(test: &str, reason: &str) {
 /// What this kernel can do, for the table in docs/TESTING.md.
 #[expect(clippy::explicit_write, reason = "println! is shown only for tests that fail")]
 fn seen_here(what: &str) {
-    let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
-    writeln!(std::io::stdout(), "SEEN: Linux {release}: {what}").unwrap();
+    writeln!(std::io::stdout(), "SEEN: Linux {}: {what}", crate::lab::release()).unwrap();
 }
 
 /// Runs a test on a thread of its own in a new network namespace.

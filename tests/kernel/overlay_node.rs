@@ -46,7 +46,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use crate::lab::{Node, need_tun};
+use crate::lab::{Node, need_tun, release};
 
 pub const PORT: u16 = 51820;
 /// Requests that one connection may have in flight.
@@ -678,8 +678,7 @@ pub fn stage(node: &OverlayNode, device: &IfName) -> String {
         DataPlane::Kernel => "kernel",
         DataPlane::Userspace => "userspace",
     };
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{plane} data plane, Linux {}", release.trim())
+    format!("{plane} data plane, Linux {}", release())
 }
 
 impl OverlayNode {

@@ -91,7 +91,7 @@ pub(super) fn parse(kind: u16, body: &[u8]) -> Option<FoundAddress> {
     })
 }
 
-/// The address in a netlink attribute.
+/// The address that some bytes are, as netlink and D-Bus carry it.
 pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),

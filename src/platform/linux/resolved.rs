@@ -35,7 +35,7 @@ use zbus::{
     zvariant::{DynamicType, OwnedObjectPath, Signature, Type, Value, as_value},
 };
 
-use super::links::FoundLink;
+use super::{addresses, links::FoundLink};
 use crate::{
     action::Action,
     ids::IfName,
@@ -217,12 +217,7 @@ impl LinkProperties {
 }
 
 fn server(bytes: &[u8], port: u16) -> Option<SocketAddr> {
-    let ip = match bytes.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
-        16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, if port == 0 { DNS_PORT } else { port }))
+    Some(SocketAddr::new(addresses::ip(bytes)?, if port == 0 { DNS_PORT } else { port }))
 }
 
 /// A server as the program takes it; no name, because it would be for TLS only.
